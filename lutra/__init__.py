@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transformer checkpoint in; hardware, proof and cycle-accurate numbers out."""
