@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of a ternary core: every size that a user may choose (architecture.md, 2.1)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lutra.hls_models.config import Config
+from lutra.hls_models.floats import FloatFormat
+
+__all__ = ["CoreConfig"]
+
+
+class CoreConfig(Config):
+    """Hardware sizes of a ternary core; what depends on the model comes from its ``ModelShape``."""
+
+    target: Literal["ternary"] = "ternary"
+    name: str = Field(description="name that reports carry")
+    clock_hz: float = Field(gt=0, description="clock that reports turn cycles into seconds with")
+    group: int = Field(3, ge=2, le=5, description="trits per table (G)")
+    tables: int = Field(ge=1, le=256, description="lookup tables (T): T*G activations are consumed per k-block")
+    columns: int = Field(ge=1, le=256, description="output columns looked up per clock (Q)")
+    lanes: int = Field(1, ge=1, le=16, description="token lanes that share one index read (M)")
+    vector_lanes: Literal[2, 4, 8, 16] = Field(4, description="element-wise lanes (V)")
+    half_tables: bool = Field(True, description="tables of non-negative leading trit with a sign bit")
+    allow_stalls: bool = Field(False, description="accept tiles in which lookups wait for table builds")
+    ring_rows: int = Field(ge=2, description="weight rows buffered ahead (one row is one lookup clock)")
+    max_tile_columns: int = Field(ge=2, description="columns of the widest tile (accumulator depth times Q)")
+    chunk: int = Field(ge=1, le=128, description="prompt tokens per prefill pass (query block)")
+    key_tile: int = Field(32, ge=1, le=1024, description="keys per attention tile")
+    beat_bytes: int = Field(ge=1, le=512, description="memory port width in bytes (B)")
+    params_rows: int = Field(ge=8, description="rows of V values buffered ahead for gains and scales")
+    rope_rows: int = Field(ge=8, description="rows of V/2 (cos, sin) pairs buffered ahead")
+    partials: Literal[8, 16] = Field(8, description="fp32 partial sums of long reductions (A)")
+    best: int = Field(8, ge=1, le=64, description="logits kept for the host, best first")
+    queue: int = Field(4, ge=2, le=16, description="instructions queued per unit")
+    program_words: int = Field(128, ge=16, le=4096, description="instructions the sequencer can hold")
+    memory_latency: int = Field(2, ge=1, le=1024, description="clocks from a read request to its data")
+
+    @property
+    def format(self) -> FloatFormat:
+        """Element-wise format F."""
+        return FloatFormat(8, 11)
+
+    @property
+    def row_beats(self) -> int:
+        """Memory beats of one weight row: T*Q*G trits, five to a byte, padded to whole beats."""
+        return -(-(-(-self.tables * self.columns * self.group // 5)) // self.beat_bytes)
+
+    @property
+    def params_rows_per_beat(self) -> int:
+        """Rows of V values of 24 bits that a beat carries."""
+        return self.beat_bytes // (3 * self.vector_lanes)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CoreConfig":
+        v = self.vector_lanes
+        if self.beat_bytes % v:
+            raise ValueError(f"beat_bytes must be a multiple of vector_lanes = {v}, not {self.beat_bytes}; nearest: {-(-self.beat_bytes // v) * v}")
+        if self.beat_bytes < 3 * v:
+            raise ValueError(f"beat_bytes must hold one row of vector_lanes x 3 bytes, so at least {3 * v}, not {self.beat_bytes}")
+        if self.max_tile_columns % v:
+            raise ValueError(f"max_tile_columns must be a multiple of vector_lanes = {v}, not {self.max_tile_columns}; nearest: {self.max_tile_columns // v * v}")
+        return self
