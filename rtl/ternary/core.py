@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ternary core: units, sequencer and registers, connected."""
+
+from amaranth import Module, Mux
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.isa import Destination, Unit
+from lutra.rtl.tap import connect
+from lutra.rtl.ternary.attention import Attention
+from lutra.rtl.ternary.dispatch import Dispatch
+from lutra.rtl.ternary.head import Head
+from lutra.rtl.ternary.loader import Loader
+from lutra.rtl.ternary.registers import RegisterPort, Registers
+from lutra.rtl.ternary.sequencer import Sequencer
+from lutra.rtl.ternary.tlmm import Tlmm
+from lutra.rtl.ternary.vector import Vector
+from lutra.rtl.ternary.weights import WeightPath
+
+__all__ = ["CodeRouter", "Core"]
+
+
+class Core(wiring.Component):
+    """A whole decoder-only ternary transformer behind a register bus and two memory ports.
+
+    Members
+    -------
+    bus : ``In(RegisterPort())``
+    read, data : read-only memory (program, tables, parameters, weights): beat addresses out, beats back in order.
+    kv_write, kv_read, kv_data : key/value memory, one row (fp32 scale, head_dim codes) per address.
+    token : ``Out(stream)``
+        Every chosen id as it comes; one clock, never waits for ``ready``.
+    """
+
+    def __init__(self, spec: CoreSpec) -> None:
+        self.spec = spec
+        row = 32 + 8 * spec.shape.head_dim
+        super().__init__(
+            {
+                "bus": In(RegisterPort()),
+                "read": Out(stream.Signature(32)),
+                "data": In(stream.Signature(8 * spec.config.beat_bytes)),
+                "kv_write": Out(stream.Signature(Attention(spec.attention).kv_write.signature.members["payload"].shape)),
+                "kv_read": Out(stream.Signature(24)),
+                "kv_data": In(stream.Signature(row)),
+                "token": Out(stream.Signature(20)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        spec, config, shape = self.spec, self.spec.config, self.spec.shape
+        m.submodules.loader = loader = Loader(spec.loader)
+        m.submodules.weights = weights = WeightPath(spec.weights)
+        m.submodules.linear = linear = Tlmm(spec.tlmm)
+        m.submodules.vector = vector = Vector(spec.vector)
+        m.submodules.attend = attend = Attention(spec.attention)
+        m.submodules.head = head = Head(spec.head)
+        m.submodules.dispatch = dispatch = Dispatch(depth=config.queue)
+        id_bits = max(1, (shape.vocabulary - 1).bit_length())
+        m.submodules.sequencer = sequencer = Sequencer(
+            beat_bytes=config.beat_bytes, program_words=config.program_words, chunk=config.chunk, context=shape.context, id_bits=id_bits
+        )
+        m.submodules.registers = registers = Registers(context=shape.context, id_bits=id_bits, best=config.best, config_hash=spec.hash)
+
+        self._connect_control(m, sequencer, dispatch, registers)
+        wiring.connect(m, dispatch.loader, loader.instr)
+        wiring.connect(m, dispatch.vector, vector.instr)
+        wiring.connect(m, dispatch.attend, attend.instr)
+        wiring.connect(m, dispatch.head, head.instr)
+        # A LINEAR instruction starts the reader of the weight ring and the engine together.
+        both = dispatch.linear.valid & weights.instr.ready & linear.instr.ready
+        m.d.comb += [
+            weights.instr.payload.eq(dispatch.linear.payload),
+            linear.instr.payload.eq(dispatch.linear.payload),
+            weights.instr.valid.eq(both),
+            linear.instr.valid.eq(both),
+            dispatch.linear.ready.eq(weights.instr.ready & linear.instr.ready),
+        ]
+        for unit, port in ((Unit.LOADER, loader), (Unit.LINEAR, linear), (Unit.VECTOR, vector), (Unit.ATTEND, attend), (Unit.HEAD, head)):
+            connect(m, f"{unit.name.lower()}_done", port.done, getattr(dispatch, f"{unit.name.lower()}_done"))
+
+        # Memory: the sequencer reads the program before the loader has anything to do.
+        booting = ~sequencer.booted
+        m.d.comb += [
+            self.read.valid.eq(Mux(booting, sequencer.read.valid, loader.read.valid)),
+            self.read.payload.eq(Mux(booting, sequencer.read.payload, loader.read.payload)),
+            sequencer.read.ready.eq(self.read.ready & booting),
+            loader.read.ready.eq(self.read.ready & ~booting),
+            sequencer.data.valid.eq(self.data.valid & booting),
+            sequencer.data.payload.eq(self.data.payload),
+            loader.data.valid.eq(self.data.valid & ~booting),
+            loader.data.payload.eq(self.data.payload),
+            self.data.ready.eq(Mux(booting, sequencer.data.ready, loader.data.ready)),
+        ]
+        wiring.connect(m, loader.id_request, registers.id_request)
+        wiring.connect(m, registers.id, loader.id)
+
+        connect(m, "weights", loader.weights, weights.beats)
+        connect(m, "params", loader.params, vector.params)
+        connect(m, "rope", loader.rope, vector.rope)
+        connect(m, "embed", loader.embed, vector.embed)
+        connect(m, "head_rows", loader.head, head.rows)
+        wiring.connect(m, weights.freed, loader.weights_freed)
+        wiring.connect(m, vector.params_freed, loader.params_freed)
+        wiring.connect(m, vector.rope_freed, loader.rope_freed)
+        connect(m, "rows", weights.rows, linear.rows)
+        connect(m, "sums", linear.sums, vector.sums)
+        connect(m, "values", attend.values, vector.values)
+
+        m.submodules.router = router = CodeRouter(shape=vector.codes.signature.members["payload"].shape)
+        connect(m, "codes", vector.codes, router.codes)
+        m.d.comb += [
+            linear.codes.valid.eq(router.linear.valid),
+            linear.codes.payload.codes.eq(router.linear.payload.codes),
+            linear.codes.payload.last.eq(router.linear.payload.last),
+            router.linear.ready.eq(linear.codes.ready),
+        ]
+        wiring.connect(m, router.attend, attend.qkv)
+        wiring.connect(m, router.head, head.codes)
+        for port, own in ((attend.kv_write, self.kv_write), (attend.kv_read, self.kv_read)):
+            wiring.connect(m, port, wiring.flipped(own))
+        wiring.connect(m, wiring.flipped(self.kv_data), attend.kv_data)
+
+        m.d.comb += [
+            head.token.ready.eq(1),
+            head.best.ready.eq(1),
+            self.token.valid.eq(head.token.valid),
+            self.token.payload.eq(head.token.payload.id),
+            sequencer.token.valid.eq(head.token.valid),
+            sequencer.token.payload.eq(head.token.payload.id),
+            registers.token_valid.eq(head.token.valid),
+            registers.token_id.eq(head.token.payload.id),
+            registers.token_scale.eq(head.token.payload.activation_scale),
+            registers.best_valid.eq(head.best.valid),
+            registers.best_id.eq(head.best.payload.id),
+            registers.best_score.eq(head.best.payload.score),
+        ]
+        return m
+
+    def _connect_control(self, m: Module, sequencer: Sequencer, dispatch: Dispatch, registers: Registers) -> None:
+        wiring.connect(m, wiring.flipped(self.bus), registers.bus)
+        wiring.connect(m, sequencer.push, dispatch.push)
+        m.d.comb += [
+            sequencer.start.eq(registers.start),
+            sequencer.abort.eq(registers.abort),
+            sequencer.start_position.eq(registers.start_position),
+            sequencer.prompt_length.eq(registers.prompt_length),
+            sequencer.max_new.eq(registers.max_new),
+            sequencer.stop_token.eq(registers.stop_token),
+            sequencer.stop_enable.eq(registers.stop_enable),
+            sequencer.idle.eq(dispatch.idle),
+            dispatch.clear.eq(sequencer.clear),
+            dispatch.grant_token.eq(sequencer.grant_token),
+            registers.busy.eq(sequencer.busy),
+            registers.booted.eq(sequencer.booted),
+            registers.generated.eq(sequencer.generated),
+            registers.pass_done.eq(sequencer.pass_done),
+            registers.next_position.eq(sequencer.next_position),
+            registers.running.eq(dispatch.running),
+        ]
+
+
+class CodeRouter(wiring.Component):
+    """Requantised codes go to the unit that the VECTOR instruction names; combinational, no latency."""
+
+    def __init__(self, *, shape: data.StructLayout) -> None:
+        self._targets = {Destination.LINEAR: "linear", Destination.ATTEND: "attend", Destination.HEAD: "head"}
+        super().__init__({"codes": In(stream.Signature(shape))} | {name: Out(stream.Signature(shape)) for name in self._targets.values()})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for destination, name in self._targets.items():
+            port = getattr(self, name)
+            m.d.comb += port.payload.eq(self.codes.payload)
+            with m.If(self.codes.payload.destination == destination):
+                m.d.comb += [port.valid.eq(self.codes.valid), self.codes.ready.eq(port.ready)]
+        return m
