@@ -131,13 +131,28 @@ def to_float64(F: FloatFormat, bits: ArrayLike) -> NDArray[np.float64]:
 
 def from_float64(F: FloatFormat, x: ArrayLike) -> Bits:
     """Round float64 values to F: nearest even, subnormal results to signed zero, overflow to infinity, one NaN."""
-    value = np.asarray(x, dtype=np.float64)
+    value = np.atleast_1d(np.asarray(x, dtype=np.float64))
     raw = value.view(np.int64)
     shift = 52 - F.mantissa
-    magnitude = raw & ((1 << 63) - 1)
-    magnitude = np.minimum(magnitude, 2047 << 52)  # keeps NaNs from overflowing in the addition; they are replaced at the end
-    rounded = ((magnitude + (((magnitude >> shift) & 1) + ((1 << (shift - 1)) - 1))) >> shift) - ((1023 - F.bias) << F.mantissa)
-    return _finish(F, rounded, np.where(raw < 0, F.sign, 0), np.isnan(value))
+    rounded = raw >> shift  # sign and magnitude: the carry of a rounding runs into the exponent and never reaches the sign, NaNs apart
+    rounded &= 1
+    rounded += (1 << (shift - 1)) - 1
+    rounded += raw
+    if F.exponent == 8:  # what is left fits fp32, of which the format is a prefix
+        rounded &= -(1 << shift)
+        with np.errstate(over="ignore", invalid="ignore"):
+            bits = rounded.view(np.float64).astype(np.float32).view(np.uint32)
+        bits >>= np.uint32(23 - F.mantissa)
+        small = np.abs(value) < 2.0**-126 * (1 - 2.0 ** -(F.mantissa + 2))
+        if small.any():
+            bits = np.where(small, bits & np.uint32(F.sign), bits)
+        nan = np.isnan(value)
+        if nan.any():
+            bits[nan] = F.nan
+    else:
+        magnitude = ((rounded & ((1 << 63) - 1)) >> shift) - ((1023 - F.bias) << F.mantissa)
+        bits = _finish(F, magnitude, np.where(raw < 0, F.sign, 0), np.isnan(value))
+    return bits.reshape(np.shape(x))
 
 
 def convert(Fin: FloatFormat, Fout: FloatFormat, bits: ArrayLike) -> Bits:
