@@ -110,7 +110,8 @@ UNIT_FIELDS: dict[Unit, tuple[Field, ...]] = {
         Field("target", 3, "LoadTarget"),
         Field("mode", 2, "LoadMode"),
         Field("address", 32, "first beat"),
-        Field("beats", 24, "beats (per token in modes TOKEN and POSITION)"),
+        Field("beats", 24, "beats (per token, below 2**16, in modes TOKEN and POSITION)"),
+        Field("rows", 16, "params and rope: valid rows in all (per token in modes TOKEN and POSITION)"),
     ),
     Unit.LINEAR: (
         Field("k_blocks", 16, "ceil(K / (T*G))"),
