@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint in memory, free of file formats: ternary matrices with scales, gains and tables under canonical names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lutra.hls_models.shape import ModelShape
+
+__all__ = ["Matrix", "Table", "TernaryModel", "ternarise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A ternary matrix of (outputs, inputs): ``values`` int8 in {-1, 0, 1}, or None where only the shape is known.
+
+    Rows have scales (the dequantisation multiplier): either by ranges, ``segments`` rows each, or, ``interleaved``, row j has
+    ``scales[j % len(scales)]``.
+    """
+
+    outputs: int
+    inputs: int
+    values: np.ndarray | None
+    scales: tuple[float, ...]
+    segments: tuple[int, ...]
+    interleaved: bool = False
+
+    def row_scales(self) -> np.ndarray:
+        """float64 (outputs,): the multiplier of each row."""
+        if self.interleaved:
+            return np.tile(self.scales, self.outputs // len(self.scales))
+        return np.repeat(self.scales, self.segments)
+
+    def rows(self, order: np.ndarray) -> np.ndarray | None:
+        """The values with rows taken in ``order``."""
+        return None if self.values is None else self.values[order]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """One row per token of (rows, columns): float32, or int8 with a float32 scale per row; None where only the shape is known."""
+
+    rows: int
+    columns: int
+    values: np.ndarray | None
+    scales: np.ndarray | None = None
+
+    def dequantised(self) -> np.ndarray:
+        """float64 (rows, columns)."""
+        if self.values is None:
+            raise ValueError("a table without values cannot be evaluated")
+        values = self.values.astype(np.float64)
+        return values if self.scales is None else values * self.scales.astype(np.float64)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class TernaryModel:
+    """Everything of a checkpoint.
+
+    Parameters
+    ----------
+    shape
+        Sizes; ``matrices`` and ``gains`` have exactly what it names.
+    matrices
+        "layers.N.q_proj", k, v, o, gate, up, down.
+    gains
+        "layers.N.input_norm", attention_norm, post_norm, ffn_norm; "norm". float32.
+    embedding, head
+        The same object where the shape is tied.
+    folder
+        Where it came from, and where its tokenizer is; None for a model made in memory.
+    """
+
+    shape: ModelShape
+    matrices: dict[str, Matrix]
+    gains: dict[str, np.ndarray]
+    embedding: Table
+    head: Table
+    folder: Path | None = field(default=None)
+
+    @classmethod
+    def random(cls, shape: ModelShape, seed: int) -> TernaryModel:
+        """Untrained weights with the spread that a trained model has; for tests and benches."""
+        rng = np.random.default_rng(seed)
+        matrices = {}
+        for layer in range(shape.layers):
+            for linear in shape.linears():
+                weights = rng.standard_normal((linear.outputs, linear.inputs), np.float32) * np.float32(0.8 / linear.inputs**0.5)
+                matrices[f"layers.{layer}.{linear.name}"] = ternarise(weights)
+        sizes = {f"layers.{i}.{name}": size for i in range(shape.layers) for name, size in shape.norms().items()} | {"norm": shape.hidden}
+        gains = {name: rng.uniform(0.5, 1.5, size).astype(np.float32) for name, size in sizes.items()}
+        tables = [
+            Table(shape.vocabulary, shape.hidden, rng.standard_normal((shape.vocabulary, shape.hidden), np.float32)) for _ in range(1 if shape.tied else 2)
+        ]
+        return cls(shape, matrices, gains, tables[0], tables[-1])
+
+
+def ternarise(weights: np.ndarray) -> Matrix:
+    """Absmean ternarisation of a float matrix (outputs, inputs): scale m = max(mean|w|, 1e-5), values clip(round(w/m), -1, 1) (arXiv 2402.17764, eq. 1-3)."""
+    mean = np.float32(max(np.abs(weights).mean(dtype=np.float64), 1e-5))
+    values = np.clip(np.rint(weights / mean), -1, 1).astype(np.int8)
+    return Matrix(weights.shape[0], weights.shape[1], values, (float(mean),), (weights.shape[0],))
