@@ -94,8 +94,8 @@ def to_words(payloads: Any, width: int) -> NDArray[np.uint32]:
         low, high = (-(1 << max(width - 1, 0)) if signed else 0), (1 << width) - 1
         if payloads.size and not (low <= int(payloads.min()) and int(payloads.max()) <= high):
             raise ValueError(f"payloads must fit {width} bits")
-        mask = np.uint64(high)
-        out = (payloads.astype(np.int64 if signed else np.uint64).view(np.uint64) & mask)[:, None].view(np.uint32).reshape(-1, 2)[:, :words]
+        mask64 = np.uint64(high)
+        out = (payloads.astype(np.int64 if signed else np.uint64).view(np.uint64) & mask64)[:, None].view(np.uint32).reshape(-1, 2)[:, :words]
     else:
         values = [int(value) for value in payloads]
         if any(not -(1 << max(width - 1, 0)) <= value < 1 << width for value in values):
