@@ -124,7 +124,7 @@ def to_float64(F: FloatFormat, bits: ArrayLike) -> NDArray[np.float64]:
     special = magnitude >= F.infinity
     rebias = np.where(special, 2047 - (1 << F.exponent) + 1, 1023 - F.bias).astype(np.uint64) << np.uint64(52)
     wide = (magnitude.astype(np.uint64) << np.uint64(52 - F.mantissa)) + rebias
-    wide = np.where(magnitude < F.min_normal, np.uint64(0), wide)
+    wide = np.where(magnitude < F.min_normal, np.uint64(0), wide) | np.where(magnitude > F.infinity, np.uint64(1 << 51), np.uint64(0))  # quiet
     sign = (x & np.uint32(F.sign)).astype(np.uint64) << np.uint64(64 - F.bits)
     return np.asarray(wide | sign, dtype=np.uint64).view(np.float64)
 
