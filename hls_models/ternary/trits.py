@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trit code, order of the weight rows and group indices: one definition for packer, golden models and RTL.
+
+A *row* holds what one lookup cycle needs: T x Q groups of G trits (docs/architecture.md 2.5). The byte code is TQ1_0's of ggml
+(five trits t = w + 1, first most significant, stored as ceil(v * 256 / 243)).
+"""
+
+import numpy as np
+from pydantic import Field
+
+from lutra.hls_models.config import Config
+
+__all__ = [
+    "TRITS_PER_BYTE",
+    "RowLayout",
+    "bits_per_weight",
+    "decode_bytes",
+    "encode_bytes",
+    "group_indices",
+    "indices_of_rows",
+    "matrix_rows",
+    "matrix_trits",
+    "pack_matrix",
+    "rows_of",
+    "tiles_of",
+    "unpack_matrix",
+]
+
+TRITS_PER_BYTE = 5
+
+
+class RowLayout(Config):
+    """Shape of a weight row: ``columns`` x ``tables`` groups of ``group`` trits, padded with zero weights to whole beats."""
+
+    group: int = Field(ge=2, le=5, description="trits per table lookup, G, e.g. 3")
+    tables: int = Field(ge=1, description="tables, T, e.g. 6: T*G activations are looked up per clock")
+    columns: int = Field(ge=1, description="matrix columns per clock, Q, e.g. 10")
+    beat_bytes: int = Field(ge=1, description="bytes of a memory beat, B, e.g. 36")
+
+    @property
+    def block(self) -> int:
+        """Activations of one k-block, T * G."""
+        return self.tables * self.group
+
+    @property
+    def row_trits(self) -> int:
+        return self.block * self.columns
+
+    @property
+    def row_bytes(self) -> int:
+        """Stored bytes of a row: whole bytes, then whole beats."""
+        return -(-self.row_trits // (TRITS_PER_BYTE * self.beat_bytes)) * self.beat_bytes
+
+    @property
+    def row_beats(self) -> int:
+        return self.row_bytes // self.beat_bytes
+
+    def blocks(self, k: int) -> int:
+        """k-blocks of a matrix with ``k`` inputs."""
+        return -(-k // self.block)
+
+    def tile_rows(self, tile_columns: int) -> int:
+        """Rows per k-block of a tile."""
+        return -(-tile_columns // self.columns)
+
+
+def encode_bytes(trits: np.ndarray) -> np.ndarray:
+    """Trits -1, 0, 1 (..., 5 * b) to code bytes uint8 (..., b)."""
+    digits = (trits.reshape(*trits.shape[:-1], -1, TRITS_PER_BYTE) + 1).astype(np.uint16)
+    value = digits @ (3 ** np.arange(TRITS_PER_BYTE - 1, -1, -1, dtype=np.uint16))
+    return ((value.astype(np.uint32) * 256 + 242) // 243).astype(np.uint8)
+
+
+def decode_bytes(code: np.ndarray) -> np.ndarray:
+    """Code bytes uint8 (..., b) to trits int8 (..., 5 * b); every one of the 256 byte values has a meaning, as in the RTL."""
+    rest: np.ndarray = code.astype(np.uint16)
+    out = np.empty((*code.shape, TRITS_PER_BYTE), np.int8)
+    for i in range(TRITS_PER_BYTE):
+        product = rest * 3  # the top of three times the fraction is the digit, the low byte the rest
+        out[..., i] = (product >> 8).astype(np.int8) - 1
+        rest = product & 255
+    return out.reshape(*code.shape[:-1], -1)
+
+
+def tiles_of(columns: int, tile_columns: int) -> list[int]:
+    """Columns of each tile: ``tile_columns``, the last one the rest."""
+    return [min(tile_columns, columns - start) for start in range(0, columns, tile_columns)]
+
+
+def matrix_rows(layout: RowLayout, columns: int, k: int, tile_columns: int) -> int:
+    """Rows that a (columns, k) matrix takes."""
+    return layout.blocks(k) * sum(layout.tile_rows(tile) for tile in tiles_of(columns, tile_columns))
+
+
+def matrix_trits(weights: np.ndarray, layout: RowLayout, tile_columns: int) -> np.ndarray:
+    """Weights int8 (N, K) to rows int8 (rows, Q, T, G), zero-padded, in the order of the weight path."""
+    n, k = weights.shape
+    blocks, out = layout.blocks(k), []
+    for start, tile in zip(range(0, n, tile_columns), tiles_of(n, tile_columns), strict=True):
+        rows = layout.tile_rows(tile)
+        padded = np.zeros((rows * layout.columns, blocks * layout.block), np.int8)
+        padded[:tile, :k] = weights[start : start + tile]
+        cube = padded.reshape(rows, layout.columns, blocks, layout.tables, layout.group)
+        out.append(cube.transpose(2, 0, 1, 3, 4).reshape(blocks * rows, layout.columns, layout.tables, layout.group))
+    return np.concatenate(out)
+
+
+def pack_matrix(weights: np.ndarray, layout: RowLayout, tile_columns: int) -> np.ndarray:
+    """Weights int8 (N, K) of -1, 0, 1 to the stored bytes uint8 (rows * row_bytes,).
+
+    Raises ValueError where a weight is not a trit.
+    """
+    if weights.size and (weights.min() < -1 or weights.max() > 1):
+        raise ValueError(f"weights must be -1, 0 or 1, not {weights.min()}..{weights.max()}")
+    rows = matrix_trits(weights, layout, tile_columns)
+    padded = np.zeros((len(rows), layout.row_bytes * TRITS_PER_BYTE), np.int8)
+    padded[:, : layout.row_trits] = rows.reshape(len(rows), -1)
+    return encode_bytes(padded).reshape(-1)
+
+
+def rows_of(stored: np.ndarray, layout: RowLayout) -> np.ndarray:
+    """Stored bytes of whole rows to trits int8 (rows, Q, T, G)."""
+    trits = decode_bytes(stored.reshape(-1, layout.row_bytes))[:, : layout.row_trits]
+    return trits.reshape(-1, layout.columns, layout.tables, layout.group)
+
+
+def unpack_matrix(stored: np.ndarray, layout: RowLayout, columns: int, k: int, tile_columns: int) -> np.ndarray:
+    """Inverse of ``pack_matrix``: weights int8 (columns, k)."""
+    rows, out, first = rows_of(stored, layout), [], 0
+    blocks = layout.blocks(k)
+    for tile in tiles_of(columns, tile_columns):
+        height = layout.tile_rows(tile)
+        part = rows[first : first + blocks * height].reshape(blocks, height, layout.columns, layout.tables, layout.group)
+        out.append(part.transpose(1, 2, 0, 3, 4).reshape(height * layout.columns, -1)[:tile, :k])
+        first += blocks * height
+    return np.concatenate(out)
+
+
+def group_indices(trits: np.ndarray, half: bool) -> np.ndarray:
+    """Trits (..., G) to the table index uint8 (...,): full, v + (3^G - 1) / 2; half, the sign of v above |v|."""
+    group = trits.shape[-1]
+    value = trits.astype(np.int16) @ (3 ** np.arange(group - 1, -1, -1, dtype=np.int16))
+    largest = (3**group - 1) // 2
+    if not half:
+        return (value + largest).astype(np.uint8)
+    return (((value < 0).astype(np.int16) << largest.bit_length()) | np.abs(value)).astype(np.uint8)
+
+
+def indices_of_rows(stored: np.ndarray, layout: RowLayout, half: bool) -> np.ndarray:
+    """Stored bytes of whole rows to the indices that the weight ring holds, uint8 (rows, Q * T), position q * T + t."""
+    rows = rows_of(stored, layout)
+    return group_indices(rows, half).reshape(len(rows), -1)
+
+
+def bits_per_weight(layout: RowLayout, columns: int, k: int, tile_columns: int) -> float:
+    """Stored bits per useful weight of a (columns, k) matrix, padding included."""
+    return 8 * layout.row_bytes * matrix_rows(layout, columns, k, tile_columns) / (columns * k)
