@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choice of the column tile of a linear layer: what fits the buffers, never makes lookups wait for table builds, and wastes the fewest rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+from lutra.hls_models.errors import ConfigError
+
+__all__ = ["SWAP_CYCLES", "Core", "Tiling", "build_rows", "choose"]
+
+SWAP_CYCLES = 2
+"""Clocks beyond one per entry before a built table can be looked up (ternary/tlmm.py)."""
+
+
+class Core(Protocol):
+    """What the mapping reads of a ``CoreConfig``."""
+
+    @property
+    def group(self) -> int: ...
+    @property
+    def tables(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def vector_lanes(self) -> int: ...
+    @property
+    def half_tables(self) -> bool: ...
+    @property
+    def allow_stalls(self) -> bool: ...
+    @property
+    def ring_rows(self) -> int: ...
+    @property
+    def max_tile_columns(self) -> int: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def beat_bytes(self) -> int: ...
+    @property
+    def params_rows(self) -> int: ...
+    @property
+    def rope_rows(self) -> int: ...
+    @property
+    def program_words(self) -> int: ...
+    @property
+    def row_beats(self) -> int: ...
+    @property
+    def params_rows_per_beat(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of a matrix: ``tile_columns`` each, the last one the rest; a row is one lookup clock."""
+
+    columns: int
+    tile_columns: int
+    k_blocks: int
+    lookup_columns: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.columns // self.tile_columns)
+
+    def rows(self, tile: int) -> int:
+        """Weight rows of tile ``tile``."""
+        width = min(self.tile_columns, self.columns - tile * self.tile_columns)
+        return self.k_blocks * -(-width // self.lookup_columns)
+
+
+def build_rows(core: Core) -> int:
+    """Lookups per k-block that hide the build of the next tables (architecture.md, 2.6)."""
+    entries = 3**core.group
+    return (entries // 2 + 1 if core.half_tables else entries) + SWAP_CYCLES
+
+
+def choose(core: Core, name: str, columns: int, inputs: int, unit: int, widest: int) -> Tiling:
+    """The best tiling of ``columns`` x ``inputs`` in tiles that are multiples of ``unit`` and at most ``widest`` columns.
+
+    Best: the fewest lookup clocks, stalls included; a tile of which two do not fit the ring counts double, since loading and lookups then
+    alternate; among equals the fewest tiles.
+
+    Raises
+    ------
+    ConfigError
+        Nothing fits; the message names the field, its value and the nearest one that would do.
+    """
+    k_blocks = -(-inputs // (core.tables * core.group))
+    # a ring without repeated reading is a plain queue: a tile of any size passes it
+    ring = core.ring_rows if core.chunk > core.lanes else 0
+    best = _best(columns, k_blocks, unit, min(core.max_tile_columns, widest), core.columns, build_rows(core), ring, core.allow_stalls)
+    if best is None:
+        raise ConfigError(_reason(core, name, columns, k_blocks, unit, ring))
+    return Tiling(columns, best, k_blocks, core.columns)
+
+
+@cache
+def _best(columns: int, k_blocks: int, unit: int, widest: int, lookup: int, need: int, ring: int, stalls: bool) -> int | None:
+    found: tuple[int, int, int] | None = None
+    for tile in range(unit, min(widest, columns) + 1, unit):
+        full, rest = divmod(columns, tile)
+        rows = -(-tile // lookup)
+        last = -(-rest // lookup) if rest else rows
+        if (ring and rows * k_blocks > ring) or (min(rows, last) < need and not stalls):
+            continue
+        clocks = full * max(rows, need) + (max(last, need) if rest else 0)
+        alternating = ring and 2 * rows * k_blocks > ring
+        rank = (clocks * (2 if alternating else 1), full + bool(rest), tile)
+        found = min(found, rank) if found else rank
+    return found[2] if found else None
+
+
+def _reason(core: Core, name: str, columns: int, k_blocks: int, unit: int, ring: int) -> str:
+    need, widest = build_rows(core), core.max_tile_columns
+    smallest = -(-unit // core.columns) * k_blocks
+    if ring and smallest > ring:
+        return f"{name}: ring_rows must hold the smallest tile ({unit} columns, {k_blocks} k-blocks), not {ring}; nearest: {smallest}"
+    if unit > widest:
+        return f"{name}: max_tile_columns must be at least {unit} (whole heads and beats), not {widest}; nearest: {unit}"
+    if -(-columns // core.columns) < need:
+        legal = -(-columns // (need - 1)) - 1
+        return (
+            f"{name}: columns must leave {need} lookups per table build ({columns} matrix columns), not {core.columns}; nearest: {legal}, or allow_stalls: true"
+        )
+    tile, ring_rows = -(-need * core.columns // unit) * unit, need * k_blocks
+    return (
+        f"{name}: lookups wait for table builds in tiles of fewer than {need} rows per k-block ({k_blocks} k-blocks, {core.columns} columns a row), not possible "
+        f"with max_tile_columns {widest} and ring_rows {core.ring_rows}; nearest: {max(tile, widest)} and {max(ring_rows, ring)}, or allow_stalls: true"
+    )
