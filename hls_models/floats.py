@@ -118,9 +118,9 @@ def to_float64(F: FloatFormat, bits: ArrayLike) -> NDArray[np.float64]:
     x = np.asarray(bits, dtype=np.uint32)
     magnitude = x & np.uint32(F.magnitude)
     if F.exponent == 8:  # a prefix of fp32: the layout needs no arithmetic
-        wide = np.where(magnitude < F.min_normal, x & np.uint32(F.sign), x) << np.uint32(23 - F.mantissa)
+        prefix = np.where(magnitude < F.min_normal, x & np.uint32(F.sign), x) << np.uint32(23 - F.mantissa)
         with np.errstate(invalid="ignore"):
-            return np.asarray(wide, dtype=np.uint32).view(np.float32).astype(np.float64)
+            return np.asarray(prefix, dtype=np.uint32).view(np.float32).astype(np.float64)
     special = magnitude >= F.infinity
     rebias = np.where(special, 2047 - (1 << F.exponent) + 1, 1023 - F.bias).astype(np.uint64) << np.uint64(52)
     wide = (magnitude.astype(np.uint64) << np.uint64(52 - F.mantissa)) + rebias
