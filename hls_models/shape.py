@@ -19,6 +19,22 @@ __all__ = ["LinearShape", "ModelShape", "read_config"]
 Activation = Literal["relu2", "silu"]
 
 
+CONFIG_NAMES = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "context": "max_position_embeddings",
+    "activation": "hidden_act",
+    "rope_theta": "rope_theta",
+    "eps": "rms_norm_eps",
+}
+"""Our field names and Hugging Face's."""
+
+
 class LinearShape(Config):
     """One ternary matrix: ``outputs`` rows of ``inputs`` trits."""
 
@@ -125,29 +141,15 @@ class ModelShape(Config):
                 raise ModelError(f"{path}: head_dim must be given where num_attention_heads = {heads} does not divide hidden_size = {hidden}")
             head_dim = hidden // heads
         rope = config.get("rope_parameters") or {}
-        values = {
-            "hidden_size": hidden,
-            "num_hidden_layers": config.get("num_hidden_layers"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": config.get("num_key_value_heads", heads),
-            "head_dim": head_dim,
-            "intermediate_size": config.get("intermediate_size"),
-            "vocab_size": config.get("vocab_size"),
-            "max_position_embeddings": config.get("max_position_embeddings"),
-            "hidden_act": config.get("hidden_act"),
-        }
-        missing = [name for name, value in values.items() if value is None]
+        given = {**config, "head_dim": head_dim, "num_key_value_heads": config.get("num_key_value_heads") or heads}
+        missing = [theirs for ours, theirs in CONFIG_NAMES.items() if cls.model_fields[ours].is_required() and given.get(theirs) is None]
         if missing:
             raise ModelError(f"{path}: missing {', '.join(missing)}")
-        named = dict(zip(("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocabulary", "context", "activation"), values.values(), strict=True))
-        named |= {
-            "name": str(config.get("_name_or_path") or path.resolve().parent.name or "model"),
-            "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            "eps": config.get("rms_norm_eps", 1e-5),
-            "sub_norms": is_bitnet(config),
-            "tied": config.get("tie_word_embeddings", False),
-        }
-        return _validated(cls, named, str(path))
+        values = {ours: given[theirs] for ours, theirs in CONFIG_NAMES.items() if given.get(theirs) is not None}
+        values |= {"name": path.resolve().parent.name or "model", "sub_norms": is_bitnet(config), "tied": config.get("tie_word_embeddings", False)}
+        if "rope_theta" in rope:
+            values["rope_theta"] = rope["rope_theta"]
+        return _validated(cls, values, str(path), CONFIG_NAMES)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -165,15 +167,16 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def is_bitnet(config: Mapping[str, Any]) -> bool:
     """True for the architectures with norms before the o and down projections (microsoft's and 1bitLLM's spelling)."""
-    return any(isinstance(a, str) and a.lower() == "bitnetforcausallm" for a in config.get("architectures") or ())
+    architectures = config.get("architectures")
+    return isinstance(architectures, list) and any(isinstance(a, str) and a.lower() == "bitnetforcausallm" for a in architectures)
 
 
 def unsupported(config: Mapping[str, Any]) -> list[str]:
     """Everything in a ``config.json`` that this family does not have, one phrase each (field, rule, value)."""
     problems = []
-    architectures = config.get("architectures") or [f"model_type {config.get('model_type')!r}"]
-    if not is_bitnet(config) and "LlamaForCausalLM" not in architectures:
-        problems.append(f"architectures must be BitNetForCausalLM or LlamaForCausalLM, not {', '.join(map(str, architectures))}")
+    architectures = config.get("architectures")
+    if not is_bitnet(config) and not (isinstance(architectures, list) and "LlamaForCausalLM" in architectures):
+        problems.append(f"architectures must be ['BitNetForCausalLM'] or ['LlamaForCausalLM'], not {architectures!r} (model_type {config.get('model_type')!r})")
     if config.get("hidden_act") not in ("relu2", "silu", None):
         problems.append(f"hidden_act must be relu2 or silu, not {config['hidden_act']!r}")
     problems += [f"{field} must be false, not {config[field]!r}" for field in ("attention_bias", "mlp_bias") if config.get(field)]
@@ -194,7 +197,8 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"pretraining_model_parallel must be 1 (one scale per matrix), not {config['pretraining_model_parallel']!r}")
     quantisation = config.get("quantization_config")
     if quantisation:
-        quantisation = quantisation if isinstance(quantisation, Mapping) else {"quant_method": quantisation}
+        if not isinstance(quantisation, Mapping):
+            return [*problems, f"quantization_config must be an object, not {quantisation!r}"]
         rules = {"quant_method": ("bitnet",), "linear_class": ("bitlinear", "autobitlinear", None), "quantization_mode": ("offline", "online", None)}
         for field, legal in rules.items():
             value = quantisation.get(field)
@@ -203,12 +207,12 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _validated(cls: type[ModelShape], values: Any, where: str) -> ModelShape:
+def _validated(cls: type[ModelShape], values: Any, where: str, names: Mapping[str, str] | None = None) -> ModelShape:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
         phrases = []
         for item in error.errors():
-            place = ".".join(map(str, item["loc"]))
+            place = ".".join((names or {}).get(str(part), str(part)) for part in item["loc"])
             phrases.append(f"{place}: {item['msg']}, not {item['input']!r}" if place else item["msg"].removeprefix("Value error, "))
         raise ModelError(f"{where}: {'; '.join(phrases)}") from None

@@ -127,6 +127,6 @@ def _reason(core: Core, name: str, columns: int, k_blocks: int, unit: int, ring:
         )
     tile, ring_rows = -(-need * core.columns // unit) * unit, need * k_blocks
     return (
-        f"{name}: lookups wait for table builds in tiles of fewer than {need} rows per k-block ({k_blocks} k-blocks, {core.columns} columns a row), not possible "
+        f"{name}: lookups wait for table builds in tiles below {need} rows per k-block ({k_blocks} k-blocks, {core.columns} columns a row), unavoidable "
         f"with max_tile_columns {widest} and ring_rows {core.ring_rows}; nearest: {max(tile, widest)} and {max(ring_rows, ring)}, or allow_stalls: true"
     )
