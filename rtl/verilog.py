@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.back import rtlil, verilog
+from amaranth.hdl import Const, Value
+from amaranth.hdl._ir import PortDirection
+from amaranth.lib.wiring import In, Out
 
 __all__ = ["LIBRARY", "emit", "emit_rtlil", "from_rtlil"]
 
@@ -14,8 +17,15 @@ LIBRARY = Path(__file__).parent / "verilog"
 
 
 def emit_rtlil(component: Any, name: str = "top", *, ports: dict[str, Any] | None = None) -> str:
-    """Amaranth's intermediate text of a component: all that ``from_rtlil`` needs, a fraction of its time (a cache can ask for it first)."""
-    # Components know their ports; ports is for plain Elaboratables.
+    """Amaranth's intermediate text of a component: all that ``from_rtlil`` needs, in a fraction of its time, so that a cache can be asked first.
+
+    ``ports`` (name: (signal, direction or None)) is for elaboratables that are no components.
+    """
+    if ports is None:
+        # As Amaranth does it, but for constants (the ready of a stream that is always ready), which it refuses.
+        directions = {In: PortDirection.Input, Out: PortDirection.Output}
+        members = [("__".join(map(str, path)), member.flow, Value.cast(value)) for path, member, value in component.signature.flatten(component)]
+        ports = {port: (value, directions[flow]) for port, flow, value in members if not isinstance(value, Const)}
     return rtlil.convert(component, name=name, ports=ports, emit_src=False)
 
 
