@@ -69,20 +69,20 @@ class Dispatch(wiring.Component):
             name = unit.name.lower()
             queue = m.submodules[f"queue_{name}"] = Queue(shape=dispatched_layout(), depth=self._depth)
             selected = opcode == unit
-            m.d.comb += [queue.i.valid.eq(self.push.valid & selected), queue.i.payload.eq(self.push.payload)]
+            m.d.comb += [queue.input.valid.eq(self.push.valid & selected), queue.input.payload.eq(self.push.payload)]
             with m.If(selected):
-                m.d.comb += ready.eq(queue.i.ready)
+                m.d.comb += ready.eq(queue.input.ready)
             out, done = getattr(self, name), getattr(self, f"{name}_done")
-            word = data.View(instruction_layout(unit), queue.o.payload.word[: instruction_layout(unit).size])
+            word = data.View(instruction_layout(unit), queue.output.payload.word[: instruction_layout(unit).size])
             granted = Signal(name=f"granted_{name}")
             m.d.comb += [
                 granted.eq(Cat(~word.wait[i] | (s != 0) for i, s in enumerate(semaphores)).all()),
-                out.valid.eq(queue.o.valid & granted),
-                queue.o.ready.eq(out.ready & granted),
+                out.valid.eq(queue.output.valid & granted),
+                queue.output.ready.eq(out.ready & granted),
                 done.ready.eq(1),
             ]
             m.d.comb += [out.payload[field.name].eq(word[field.name]) for field in UNIT_FIELDS[unit]]
-            m.d.comb += [out.payload[field.name].eq(queue.o.payload[field.name]) for field in PASS_FIELDS]
+            m.d.comb += [out.payload[field.name].eq(queue.output.payload[field.name]) for field in PASS_FIELDS]
             started, ended = out.valid & out.ready, done.valid
             # Instructions that signal run alone in their unit, so that one register per unit holds the mask.
             running = Signal(range(self._outstanding + 1), name=f"running_{name}")
@@ -93,7 +93,7 @@ class Dispatch(wiring.Component):
                 m.d.sync += mask.eq(word.signal)
             with m.If(ended):
                 m.d.comb += signalled[unit].eq(mask)
-            busy += [running != 0, queue.o.valid]
+            busy += [running != 0, queue.output.valid]
         m.d.comb += [self.push.ready.eq(ready), self.idle.eq(~Cat(busy).any()), self.running.eq(Cat(busy[::2]))]
         for i, semaphore in enumerate(semaphores):
             up = sum((signalled[unit][i] for unit in self.units), C(0, 1))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ternary core for one model shape: the configuration of every unit, derived from the hardware's sizes and the model's."""
+
+import hashlib
+
+from pydantic import model_validator
+
+from lutra.hls_models.config import Config
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.attention import AttentionConfig
+from lutra.hls_models.ternary.config import CoreConfig
+from lutra.hls_models.ternary.head import HeadConfig
+from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.tlmm import TlmmConfig
+from lutra.hls_models.ternary.vector import VectorConfig
+from lutra.hls_models.ternary.weights import WeightPathConfig
+
+__all__ = ["CoreSpec"]
+
+
+class CoreSpec(Config):
+    """Hardware sizes and model shape together; everything about a core follows from it."""
+
+    config: CoreConfig
+    shape: ModelShape
+
+    @model_validator(mode="after")
+    def _units_agree(self) -> "CoreSpec":
+        # Every unit validates its own sizes: an impossible core is refused here, before any work.
+        _ = self.loader, self.weights, self.tlmm, self.vector, self.attention, self.head
+        return self
+
+    @property
+    def hash(self) -> int:
+        """64 bits that tell a host which hardware it talks to."""
+        return int.from_bytes(hashlib.sha256(self.model_dump_json().encode()).digest()[:8], "big")
+
+    @property
+    def widest_input(self) -> int:
+        """Largest K of a ternary matrix."""
+        shape = self.shape
+        return max(shape.hidden, shape.heads * shape.head_dim, shape.ffn)
+
+    @property
+    def tlmm(self) -> TlmmConfig:
+        c = self.config
+        return TlmmConfig(
+            group=c.group,
+            tables=c.tables,
+            columns=c.columns,
+            lanes=c.lanes,
+            vector_lanes=c.vector_lanes,
+            half_tables=c.half_tables,
+            max_tokens=c.chunk,
+            max_k=self.widest_input,
+            max_tile_columns=c.max_tile_columns,
+            allow_stalls=c.allow_stalls,
+        )
+
+    @property
+    def weights(self) -> WeightPathConfig:
+        c = self.config
+        return WeightPathConfig(
+            group=c.group, tables=c.tables, columns=c.columns, lanes=c.lanes, half_tables=c.half_tables, beat_bytes=c.beat_bytes, ring_rows=c.ring_rows
+        )
+
+    @property
+    def vector(self) -> VectorConfig:
+        c, shape = self.config, self.shape
+        return VectorConfig(
+            lanes=c.vector_lanes,
+            format=c.format,
+            accumulator_bits=self.tlmm.accumulator_bits,
+            max_tokens=c.chunk,
+            max_columns=max(self.widest_input, (shape.heads + 2 * shape.kv_heads) * shape.head_dim),
+            hidden=shape.hidden,
+            head_dim=shape.head_dim,
+            activation=shape.activation,
+            partials=c.partials,
+            params_rows=c.params_rows,
+            rope_rows=c.rope_rows,
+            max_groups=shape.heads + 2 * shape.kv_heads,
+        )
+
+    @property
+    def attention(self) -> AttentionConfig:
+        c, shape = self.config, self.shape
+        return AttentionConfig(
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            layers=shape.layers,
+            context=shape.context,
+            max_tokens=c.chunk,
+            key_tile=c.key_tile,
+            vector_lanes=c.vector_lanes,
+            format=c.format,
+            partials=c.partials,
+        )
+
+    @property
+    def loader(self) -> LoaderConfig:
+        c = self.config
+        return LoaderConfig(
+            beat_bytes=c.beat_bytes,
+            vector_lanes=c.vector_lanes,
+            hidden=self.shape.hidden,
+            row_beats=c.row_beats,
+            ring_rows=c.ring_rows,
+            params_rows=c.params_rows,
+            rope_rows=c.rope_rows,
+        )
+
+    @property
+    def head(self) -> HeadConfig:
+        c, shape = self.config, self.shape
+        return HeadConfig(beat_bytes=c.beat_bytes, vector_lanes=c.vector_lanes, hidden=shape.hidden, best=c.best)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core with all of its memory on chip: the instance for a device that holds the whole model."""
+
+from amaranth import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.rtl.memory import HexRam, HexRom
+from lutra.rtl.ternary.core import Core
+from lutra.rtl.ternary.registers import RegisterPort
+
+__all__ = ["OnChipPort", "OnChipSystem"]
+
+
+class OnChipPort(wiring.Component):
+    """Read adapter: a request in cycle t is answered in t+2 (the RAM, then its output register); never waits, one per clock."""
+
+    def __init__(self, *, width: int, address_bits: int, ram: wiring.Component) -> None:
+        self._ram = ram
+        super().__init__({"read": In(stream.Signature(address_bits)), "data": Out(stream.Signature(width))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.ram = ram = self._ram
+        fetched = Signal()
+        m.d.comb += [self.read.ready.eq(1), ram.read_addr.eq(self.read.payload), ram.read_en.eq(self.read.valid)]
+        m.d.sync += [fetched.eq(self.read.valid), self.data.valid.eq(fetched), self.data.payload.eq(ram.read_data)]
+        return m
+
+
+class OnChipSystem(wiring.Component):
+    """Core, program-and-weights memory and key/value memory.
+
+    Parameters
+    ----------
+    spec : the core. ``beats`` : depth of the read-only memory. ``file`` : its hex file, read by simulators and synthesis.
+
+    Members
+    -------
+    bus : ``In(RegisterPort())``. ``token`` : ``Out(stream)`` of chosen ids, valid for one clock.
+    """
+
+    def __init__(self, spec: CoreSpec, *, beats: int, file: str) -> None:
+        self.spec, self._beats, self._file = spec, beats, file
+        super().__init__({"bus": In(RegisterPort()), "token": Out(stream.Signature(20))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config, shape = self.spec.config, self.spec.shape
+        m.submodules.core = core = Core(self.spec)
+        rom = HexRom(width=8 * config.beat_bytes, depth=self._beats, file=self._file)
+        m.submodules.memory = program = OnChipPort(width=8 * config.beat_bytes, address_bits=32, ram=rom)
+        rows = 2 * shape.layers * shape.kv_heads * shape.context
+        ram = HexRam(width=32 + 8 * shape.head_dim, depth=rows)
+        m.submodules.cache = cache = OnChipPort(width=32 + 8 * shape.head_dim, address_bits=24, ram=ram)
+        wiring.connect(m, wiring.flipped(self.bus), core.bus)
+        wiring.connect(m, core.read, program.read)
+        wiring.connect(m, program.data, core.data)
+        wiring.connect(m, core.kv_read, cache.read)
+        wiring.connect(m, cache.data, core.kv_data)
+        m.d.comb += [
+            core.kv_write.ready.eq(1),
+            ram.write_en.eq(core.kv_write.valid),
+            ram.write_addr.eq(core.kv_write.payload.address),
+            ram.write_data.eq(core.kv_write.payload.row),
+        ]
+        wiring.connect(m, core.token, wiring.flipped(self.token))
+        return m
