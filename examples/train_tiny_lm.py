@@ -7,7 +7,8 @@
 The model is the BitNet b1.58 2B4T architecture (arXiv 2504.12285) made small: ternary weights by absmean, int8 activations by per-token absmax,
 RMSNorm with sub-layer norms, RoPE, squared-ReLU gated FFN, grouped-query attention. Quantisation-aware from step 0 with a straight-through
 estimator; two-stage learning rate and weight decay (arXiv 2402.17764's training tips). ``--float`` trains the full-precision twin instead.
-A run that was interrupted continues from ``OUT/checkpoint.pt``; the last 10 % of the text are never trained on.
+A run that was interrupted continues from ``OUT/checkpoint.pt``; the last 10 % of the text are never trained on. Of a finished run the same
+command writes the folder anew, with ``--twin TWIN`` the card names the twin's figure too.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (torch's own habit)
 from torch import Tensor, nn
+
+from lutra.hls_models.shape import ModelShape
+from lutra.mapping.exporter import export
 
 
 @dataclass(frozen=True)
@@ -198,9 +203,38 @@ def train(args: argparse.Namespace) -> None:
             kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             torch.save(kept | {"rng": torch.get_rng_state(), "step": step + 1}, checkpoint)
     final = held_out_loss(model, held)
-    facts = {"held_out_loss": final, "steps": args.steps, "batch": args.batch, "seed": args.seed, "dropout": args.dropout, "lr": args.lr, "float": args.float, "shape": asdict(shape)}
+    facts = {
+        "held_out_loss": final,
+        "steps": args.steps,
+        "batch": args.batch,
+        "seed": args.seed,
+        "dropout": args.dropout,
+        "lr": args.lr,
+        "float": args.float,
+        "shape": asdict(shape),
+    }
     (args.output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(f"held-out loss: {final:.4f} nats per character")
+    if not args.float:
+        twin = json.loads((args.twin / "training.json").read_text()) if args.twin else None
+        export(args.output, model_shape(shape, args.output.resolve().name), arrays(model), alphabet, facts, twin, args.data or args.text.name)
+        print(f"model written to {args.output}")
+
+
+def model_shape(s: Shape, name: str) -> ModelShape:
+    return ModelShape(name=name, activation="relu2", sub_norms=True, tied=True, **asdict(s))
+
+
+def arrays(model: LanguageModel) -> dict[str, np.ndarray]:
+    """Master weights under Hugging Face's BitNet names."""
+    renamed = {}
+    for name, value in model.state_dict().items():
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj", "attn_sub_norm"):
+            name = name.replace(f".{part}.", f".self_attn.{part}.")
+        for part in ("gate_proj", "up_proj", "down_proj", "ffn_sub_norm"):
+            name = name.replace(f".{part}.", f".mlp.{part}.")
+        renamed["model." + name.replace("embed_tokens", "embed_tokens.weight")] = value.float().numpy()
+    return renamed
 
 
 if __name__ == "__main__":
@@ -215,4 +249,6 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="without torch.compile: no C++ compiler needed, 1.5x slower")
     parser.add_argument("--float", action="store_true", help="train the full-precision twin")
+    parser.add_argument("--twin", type=Path, help="output folder of the full-precision twin, for the model card")
+    parser.add_argument("--data", help="what the text is, for the model card (default: its file name)")
     train(parser.parse_args())
