@@ -137,14 +137,14 @@ def _logistic(F: FloatFormat, bits: ArrayLike, times_x: bool) -> Bits:
     u = np.minimum(line >> np.minimum(-power, 63), (1 << ARGUMENT) - 1)  # 1 itself, of the smallest |x|, is one place too large for the table
     reciprocal = _line(RECIPROCAL_TABLE, u) >> (ARGUMENT - RECIPROCAL)
 
-    factor = np.where(sign, line >> (ARGUMENT - FACTOR), 1 << FACTOR)
-    first = factor * (significand if times_x else 1 << F.mantissa)
+    factor: Ints = np.where(sign, line >> (ARGUMENT - FACTOR), 1 << FACTOR)
+    first: Ints = factor * (significand if times_x else 1 << F.mantissa)
     kept = F.mantissa + FACTOR - PRODUCT
     product = (first >> kept if kept > 0 else first << -kept) * reciprocal
     # 1/2 <= product < 4: bring the leading one to the highest place.
     places = PRODUCT + RECIPROCAL + 1
-    shift = np.where(product >> places, 0, np.where(product >> (places - 1), 1, 2))
-    power = np.where(sign, power, 0) + (exponent if times_x else 0) + 1 - shift + F.bias
+    shift = 2 - (product >> (places - 1) != 0).astype(np.int64) - (product >> places != 0)
+    power = power * sign + (exponent if times_x else 0) + 1 - shift + F.bias
     y = _round(F, sign & times_x, power, product << shift, places)
     if times_x:
         y = np.where(magnitude < F.min_normal, np.where(sign, F.sign, 0), y)
