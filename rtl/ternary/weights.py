@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight path: beats of packed trits in, rows of table indices out, through a ring that replays tiles."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from lutra.hls_models.ternary.trits import TRITS_PER_BYTE
+from lutra.hls_models.ternary.weights import WeightPathConfig
+from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION, RowWalk
+
+__all__ = ["WeightPath"]
+
+
+def _digits(byte: Value) -> Value:
+    """The five trits t = w + 1 of a code byte, two bits each: the top of three times the fraction, five times."""
+    out, rest = [], byte
+    for _ in range(TRITS_PER_BYTE):
+        product = ((rest << 1) + rest)[:10]
+        out.append(product[8:10])
+        rest = product[:8]
+    return Cat(out)
+
+
+class WeightPath(wiring.Component):
+    """Assembles, unpacks, stores and replays weight rows; values and cycles: ``hls_models.ternary.weights``.
+
+    A row's last beat at cycle t can be read from t + 4 and offered from t + 5; then one row per clock. ``beats.ready`` = the ring has space for the row
+    that the beat belongs to, from a register: a loader that counts ``ring_rows`` credits and the pulses of ``freed`` never meets ready = 0. Rows of the next
+    tile and of the next instruction load while the present ones are read. ``instr.ready`` is 1 while no instruction is read.
+    ``rows`` obeys back-pressure; its valid does not depend on ready.
+
+    Parameters
+    ----------
+    config : WeightPathConfig
+
+    Members
+    -------
+    instr : {k_blocks, columns, tile_columns, tokens}
+    beats : 8 * B bits, lowest byte first
+    rows : T * Q indices, position q * T + t, lowest first
+    freed : one beat per row whose space was given back; always ready
+    """
+
+    def __init__(self, *, config: WeightPathConfig):
+        self.config = config
+        super().__init__(
+            {
+                "instr": In(stream.Signature(LINEAR_INSTRUCTION)),
+                "beats": In(stream.Signature(8 * config.beat_bytes)),
+                "rows": Out(stream.Signature(config.row_bits)),
+                "freed": Out(stream.Signature(1, always_ready=True)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        row, valid, taken = self._unpack(m)
+        config = self.config
+        m.submodules.ring = ring = Memory(shape=config.row_bits, depth=config.ring_rows, init=[], attrs={"ram_style": "block"})
+        m.submodules.walk = walk = RowWalk(columns=config.columns, lanes=config.lanes)
+        write, read = ring.write_port(), ring.read_port()
+        m.d.comb += [write.data.eq(row), write.en.eq(valid)]
+
+        def step(pointer):
+            return Mux(pointer == config.ring_rows - 1, 0, pointer + 1)
+
+        with m.If(valid):
+            m.d.sync += write.addr.eq(step(write.addr))
+
+        counter = range(config.ring_rows + 1)
+        unread = Signal(counter)  # rows in the ring from the read pointer on
+        played = Signal(counter)  # rows of the tile before the read pointer
+        pointer, tile_base = Signal.like(read.addr), Signal.like(read.addr)
+        move, issue, rewind = Signal(), Signal(), Signal()
+        m.d.comb += [
+            walk.instruction.eq(self.instr.payload),
+            walk.start.eq(self.instr.valid & self.instr.ready),
+            self.instr.ready.eq(~walk.active),
+            move.eq(~self.rows.valid | self.rows.ready),
+            issue.eq(move & walk.active & (unread != 0)),
+            walk.advance.eq(issue),
+            rewind.eq(issue & walk.last_row & walk.last_block & ~walk.last_group),
+            read.addr.eq(pointer),
+            read.en.eq(issue),
+            self.rows.payload.eq(read.data),
+        ]
+        m.d.sync += unread.eq(unread + valid - issue + Mux(rewind, played + 1, 0))
+        with m.If(move):
+            m.d.sync += self.rows.valid.eq(issue)
+        with m.If(issue):
+            m.d.sync += [pointer.eq(step(pointer)), played.eq(played + 1)]
+            with m.If(walk.last_row & walk.last_block):
+                m.d.sync += played.eq(0)
+                with m.If(walk.last_group):
+                    m.d.sync += tile_base.eq(step(pointer))
+                with m.Else():
+                    m.d.sync += pointer.eq(tile_base)
+
+        free = Signal(counter, init=config.ring_rows)
+        release = issue & walk.last_group
+        m.d.comb += self.beats.ready.eq(free != 0)
+        m.d.comb += self.freed.payload.eq(1)
+        m.d.sync += [free.eq(free + release - taken), self.freed.valid.eq(release)]
+        return m
+
+    def _unpack(self, m: Module) -> tuple[Value, Value, Value]:
+        """Beats to indices in three registers: (row of indices, valid, the last beat of a row is taken)."""
+        config = self.config
+        accepted = self.beats.valid & self.beats.ready
+        taken = Signal()
+        if config.row_beats == 1:
+            m.d.comb += taken.eq(accepted)
+        else:
+            beat = Signal(range(config.row_beats))
+            m.d.comb += taken.eq(accepted & (beat == config.row_beats - 1))
+            with m.If(accepted):
+                m.d.sync += beat.eq(Mux(taken, 0, beat + 1))
+        stored = Signal(8 * config.row_bytes, reset_less=True)
+        with m.If(accepted):
+            m.d.sync += stored.eq(Cat(stored, self.beats.payload)[8 * config.beat_bytes :])
+        used_bytes = -(-config.row_trits // TRITS_PER_BYTE)  # beat padding is not unpacked
+        digits = Signal(2 * TRITS_PER_BYTE * used_bytes, reset_less=True)
+        m.d.sync += digits.eq(Cat(_digits(stored[8 * i : 8 * i + 8]) for i in range(used_bytes)))
+        indices = Signal(config.row_bits, reset_less=True)
+        size = 2 * config.group
+        m.d.sync += indices.eq(Cat(self._index(digits[i * size : (i + 1) * size]) for i in range(config.tables * config.columns)))
+        valid = Signal(3)
+        m.d.sync += valid.eq(Cat(taken, valid)[:3])
+        return indices, valid[2], taken
+
+    def _index(self, digits: Value) -> Value:
+        """Index of a group of digits t = w + 1, two bits each, most significant digit first."""
+        config = self.config
+        value = Const(0, 1)
+        for g in range(config.group):
+            value = (value * 3 + digits[2 * g : 2 * g + 2])[: (3 ** (g + 1) - 1).bit_length()]
+        if not config.half_tables:
+            return value[: config.index_bits]
+        largest = (3**config.group - 1) // 2
+        negative = value < largest
+        magnitude = Mux(negative, largest - value, value - largest)[: config.index_bits - 1]
+        return Cat(magnitude, negative)
