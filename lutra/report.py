@@ -194,30 +194,30 @@ def terminal(runs: Sequence[Named]) -> Any:
     table = Table(box=None, padding=(0, 2), show_header=len(runs) > 1, header_style="bold")
     table.add_column("")
     for label, _ in runs:
-        table.add_column(label, justify="right", overflow="fold")
+        table.add_column(Text(label), justify="right", overflow="fold")
     section = ""
     for row in rows(runs):
         if row.section != section:
             table.add_row(Text(row.section, style="bold cyan"), end_section=False)
             section = row.section
-        cells = [f"{text}  [dim]{ratio}[/]" if ratio else text or "[dim]-[/]" for text, ratio in zip(row.texts, row.ratios, strict=True)]
-        table.add_row(f"  {row.name}", *cells)
+        cells = [Text.assemble(text or ("-", "dim"), (f"  {ratio}" if ratio else "", "dim")) for text, ratio in zip(row.texts, row.ratios, strict=True)]
+        table.add_row(Text(f"  {row.name}"), *cells)
     parts.append(table)
     for label, report in runs:
         if report.units:
-            units = Table(title=f"units: {label}" if len(runs) > 1 else "units", title_justify="left", title_style="bold cyan", box=None, padding=(0, 2))
+            units = Table(title=Text(f"units: {label}" if len(runs) > 1 else "units"), title_justify="left", title_style="bold cyan", box=None, padding=(0, 2))
             for head in ("unit", "busy cycles", "utilisation", "stalls by reason"):
                 units.add_column(head, justify="right" if head in ("busy cycles", "utilisation") else "left", header_style="dim")
             for unit in report.units:
                 stalls = ", ".join(f"{reason} {_whole(cycles)}" for reason, cycles in unit.stall_cycles.items() if cycles)
-                units.add_row(unit.name, _whole(unit.busy_cycles), _percent(unit.utilisation), stalls or "none")
+                units.add_row(Text(unit.name), _whole(unit.busy_cycles), _percent(unit.utilisation), Text(stalls or "none"))
             parts.append(units)
     if len(runs) == 1 and runs[0][1].layers:
         layers = Table(title="layers", title_justify="left", title_style="bold cyan", box=None, padding=(0, 2))
         for head in ("layer", "cycles", "bytes"):
             layers.add_column(head, justify="left" if head == "layer" else "right", header_style="dim")
         for layer in runs[0][1].layers:
-            layers.add_row(layer.name, _whole(layer.cycles), "" if layer.bytes is None else _whole(layer.bytes))
+            layers.add_row(Text(layer.name), _whole(layer.cycles), "" if layer.bytes is None else _whole(layer.bytes))
         parts.append(layers)
     for label, report in runs:
         kind, sentence = verdict(report)

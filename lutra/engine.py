@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls into the floors below, one small function each: compile, Verilog, cycles, co-simulation, golden values.
+
+What they import is heavy, so it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lutra.figures import Timing
+    from lutra.hls_models.ternary.config import CoreConfig
+    from lutra.hls_models.ternary.core import CoreSpec
+    from lutra.hls_models.ternary.program import Program
+
+__all__ = ["BLOCKS", "Simulated", "compile_program", "forward", "simulate", "timing", "verilog"]
+
+BLOCKS = {
+    "core": ("core", "Core"),
+    "loader": ("loader", "Loader"),
+    "weights": ("weights", "WeightPath"),
+    "tlmm": ("tlmm", "Tlmm"),
+    "vector": ("vector", "Vector"),
+    "attention": ("attention", "Attention"),
+    "head": ("head", "Head"),
+}
+"""Blocks of a core by name: module and class in lutra.rtl.ternary; the block's configuration is the property of that name of ``CoreSpec``."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a co-simulation found. ``tokens``: the ids that the RTL wrote; the words are elements of golden arrays; ``timing``: the cycle model's."""
+
+    tokens: list[int]
+    words_compared: int
+    words_mismatched: int
+    cycles_measured: int
+    timing: Timing
+
+
+def compile_program(model: Any, config: CoreConfig) -> Program:
+    """The program of a ``TernaryModel``, or, without a memory image, of a ``ModelShape``."""
+    from lutra.mapping.lower import compile_model
+
+    return compile_model(model, config)
+
+
+def verilog(spec: CoreSpec, block: str) -> str:
+    """Verilog of ``block`` as module ``lutra_BLOCK``."""
+    from importlib import import_module
+
+    from lutra.rtl.verilog import emit
+
+    module, name = BLOCKS[block]
+    component = getattr(import_module(f"lutra.rtl.ternary.{module}"), name)
+    return emit(component(spec if block == "core" else getattr(spec, block)), f"lutra_{block}")
+
+
+def timing(spec: CoreSpec, program: Program, *, prompt: int, contexts: Sequence[int]) -> Timing:
+    """The cycle model: prefill of ``prompt`` tokens, then one decode pass per context (KV rows attended, the present token included)."""
+    from lutra.hls_models.ternary import cycles
+
+    return cycles.timing(spec, program, prompt=prompt, contexts=contexts)
+
+
+def simulate(
+    spec: CoreSpec,
+    program: Program,
+    ids: Sequence[int],
+    tokens: int,
+    *,
+    seed: int,
+    waves: bool,
+    folder: Path,
+    on_token: Callable[[int], None],
+) -> Simulated:
+    """The RTL in Verilator beside golden and cycle model; logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id."""
+    from lutra.cosim import core
+
+    return core.simulate(spec, program, ids, tokens, seed=seed, waves=waves, folder=folder, on_token=on_token)
+
+
+def forward(model: Any, spec: CoreSpec, program: Program, ids: np.ndarray, update: Callable[[int, int], None]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (tokens, vocabulary) of golden model and float64 reference, window by window of the context length."""
+    import numpy as np
+
+    from lutra.hls_models.ternary.executor import Executor, plan_passes
+    from lutra.mapping.graph import build
+    from lutra.mapping.reference import evaluate
+
+    graph, core = build(model), Executor(spec, program)
+    golden, exact = [], []
+    for begin in range(0, len(ids), spec.shape.context):
+        window = ids[begin : begin + spec.shape.context]
+        for position, count, last in plan_passes(0, len(window), spec.config.chunk):
+            golden.append(core.run_pass(window[position : position + count].tolist(), position, last, scores=True).logits())
+            update(begin + position + count, len(ids))
+        exact.append(evaluate(graph, window))
+    return np.concatenate(golden), np.concatenate(exact)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the times of instructions to a report's figures: per phase, unit, layer and instruction, bytes moved and roofline."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Unit, When
+from lutra.hls_models.ternary.program import Program
+from lutra.runs import config_hash
+from lutra.schema import (
+    ConfigFigures,
+    DecodeFigures,
+    InstructionFigures,
+    LayerFigures,
+    MemoryFigures,
+    ModelFigures,
+    PrefillFigures,
+    Report,
+    RooflineFigures,
+    RooflinePoint,
+    UnitFigures,
+)
+from lutra.timeline import Span
+
+__all__ = ["PassSize", "Timing", "report_of", "spans"]
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """One pass of the program: ``tokens`` tokens from ``position``; ``last``: it ends with a choice. ``decode``: a pass after the prompt."""
+
+    position: int
+    tokens: int
+    last: bool
+    decode: bool
+
+    def runs(self, instruction: Instruction) -> bool:
+        """Whether the pass executes the instruction."""
+        return instruction.unit is not Unit.END and instruction.when in (When.ALWAYS, When.LAST if self.last else When.NOT_LAST)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of a run in clock cycles, from the cycle model or the RTL's counters.
+
+    Parameters
+    ----------
+    passes
+        In order; prefill passes first.
+    start, done
+        int64 (passes, instructions of the program); -1 where a pass does not execute the instruction.
+    end
+        int64 (passes,): when a pass is done; the next one counts from there, the first from 0.
+    busy
+        By unit name: cycles in which the unit works. A unit's stalls are not among them.
+    stalls
+        By unit name and reason: cycles in which the unit has an instruction and waits.
+    """
+
+    passes: tuple[PassSize, ...]
+    start: NDArray[np.int64]
+    done: NDArray[np.int64]
+    end: NDArray[np.int64]
+    busy: dict[str, int]
+    stalls: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Cycles of each pass."""
+        return np.diff(self.end, prepend=0)
+
+
+def spans(program: Program, timing: Timing) -> Iterator[Span]:
+    """Every executed instruction for a timeline."""
+    for number, _ in enumerate(timing.passes):
+        for index, (instruction, label) in enumerate(zip(program.instructions, program.labels, strict=True)):
+            if timing.start[number, index] >= 0:
+                yield Span(instruction.unit.name, label, int(timing.start[number, index]), int(timing.done[number, index]))
+
+
+def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
+    """Everything that times and program say; what only a simulation or a comparison knows is left out (``Report.model_copy`` adds it)."""
+    clock, lengths = spec.config.clock_hz, timing.lengths
+    prompt = [size for size in timing.passes if not size.decode]
+    decode = [(size, int(cycles)) for size, cycles in zip(timing.passes, lengths, strict=True) if size.decode]
+    prefill_cycles = int(timing.end[len(prompt) - 1]) if prompt else 0
+    seconds = prefill_cycles / clock
+    prefill = PrefillFigures(tokens=sum(size.tokens for size in prompt), cycles=prefill_cycles, seconds=seconds) if prompt else None
+    decoded = _decode(decode, clock)
+    total = int(timing.end[-1])
+    provenance = dict.fromkeys(
+        [name for name, figures in (("prefill", prefill), ("decode", decoded)) if figures] + ["memory", "units", "layers", "instructions", "roofline"], "model"
+    )
+    return Report(
+        target="ternary",
+        model=ModelFigures(name=spec.shape.name, parameters=spec.shape.parameters),
+        config=ConfigFigures(name=spec.config.name, hash=config_hash(spec.config)),
+        clock_hz=clock,
+        prefill=prefill,
+        decode=decoded,
+        memory=_memory(spec, program, timing, decoded),
+        units=[_unit(name, timing, total) for name in timing.busy],
+        layers=_layers(program, timing),
+        instructions=_instructions(program, timing),
+        roofline=_roofline(spec, program, timing),
+        provenance=provenance,
+    )
+
+
+def _decode(passes: list[tuple[PassSize, int]], clock: float) -> DecodeFigures | None:
+    if not passes:
+        return None
+    per_token = [cycles for _, cycles in passes]
+    mean = sum(per_token) / len(per_token)
+    context = passes[-1][0].position + 1
+    return DecodeFigures(tokens=len(per_token), context=context, cycles_per_token=mean, tokens_per_second=clock / mean, per_token=per_token)
+
+
+def _unit(name: str, timing: Timing, total: int) -> UnitFigures:
+    busy = timing.busy[name]
+    return UnitFigures(name=name, busy_cycles=busy, stall_cycles=timing.stalls.get(name, {}), utilisation=busy / total)
+
+
+def loaded_bytes(program: Program, size: PassSize, instruction: Instruction) -> int:
+    """Bytes that an instruction moves through the memory port in a pass."""
+    if instruction.unit is not Unit.LOADER or not size.runs(instruction):
+        return 0
+    each = instruction.fields["beats"] * program.beat_bytes
+    return each if instruction.fields["mode"] == LoadMode.DIRECT else each * size.tokens
+
+
+def _layer_of(label: str) -> str:
+    """ "layers.3.qkv.weights" → "layers.3"; "head.table" → "head"."""
+    parts = label.split(".")
+    return ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
+
+
+def _layers(program: Program, timing: Timing) -> list[LayerFigures]:
+    """From done to done, in the order in which the layers finish: the cycles sum to the run's."""
+    members: dict[str, list[int]] = {}
+    for index, (instruction, label) in enumerate(zip(program.instructions, program.labels, strict=True)):
+        if instruction.unit is not Unit.END:
+            members.setdefault(_layer_of(label), []).append(index)
+    cycles, moved = dict.fromkeys(members, 0), dict.fromkeys(members, 0)
+    mark = 0
+    for number, size in enumerate(timing.passes):
+        finished = {name: int(timing.done[number, indices].max()) for name, indices in members.items()}
+        for name, done in sorted(finished.items(), key=lambda item: item[1]):
+            cycles[name] += max(done - mark, 0)
+            mark = max(done, mark)
+            moved[name] += sum(loaded_bytes(program, size, program.instructions[i]) for i in members[name])
+        cycles[max(finished, key=lambda name: finished[name])] += int(timing.end[number]) - mark
+        mark = int(timing.end[number])
+    return [LayerFigures(name=name, cycles=cycles[name], bytes=moved[name]) for name in members]
+
+
+def _instructions(program: Program, timing: Timing) -> list[InstructionFigures]:
+    ran = timing.start >= 0
+    lasted = np.where(ran, timing.done - timing.start, 0).sum(0)
+    return [
+        InstructionFigures(name=label, unit=instruction.unit.name, executions=int(count), cycles=int(cycles))
+        for instruction, label, count, cycles in zip(program.instructions, program.labels, ran.sum(0), lasted, strict=True)
+        if count
+    ]
+
+
+def _bytes_of(program: Program, size: PassSize) -> int:
+    return sum(loaded_bytes(program, size, instruction) for instruction in program.instructions)
+
+
+def _memory(spec: CoreSpec, program: Program, timing: Timing, decode: DecodeFigures | None) -> MemoryFigures:
+    """The read port's traffic; key/value rows have ports of their own and are not in it."""
+    bandwidth = spec.config.beat_bytes * spec.config.clock_hz
+    stored = sum(i.fields["beats"] for i in program.instructions if i.unit is Unit.LOADER and i.fields["target"] == LoadTarget.WEIGHTS)
+    sizes = [size for size in timing.passes if size.decode]
+    per_token = sum(_bytes_of(program, size) for size in sizes) / len(sizes) if sizes else None
+    ceiling = bandwidth / per_token if per_token else None
+    return MemoryFigures(
+        bytes_per_token=per_token,
+        bandwidth_bytes_per_second=bandwidth,
+        ceiling_tokens_per_second=ceiling,
+        fraction_of_ceiling=decode.tokens_per_second / ceiling if decode and ceiling else None,
+        image_bytes=program.beats * program.beat_bytes,
+        bits_per_weight=8 * stored * program.beat_bytes / spec.shape.ternary_weights,
+    )
+
+
+def _roofline(spec: CoreSpec, program: Program, timing: Timing) -> RooflineFigures:
+    """Linear layers and head under the read port's slope and the lookup array's plateau."""
+    c, shape = spec.config, spec.shape
+    points = []
+    for name, decode in (("prefill", False), ("decode", True)):
+        chosen = [(size, int(cycles)) for size, cycles in zip(timing.passes, timing.lengths, strict=True) if size.decode == decode]
+        cycles = sum(length for _, length in chosen)
+        moved = sum(_bytes_of(program, size) for size, _ in chosen)
+        if cycles and moved:
+            products = sum(size.tokens * shape.ternary_weights + size.last * shape.vocabulary * shape.hidden for size, _ in chosen)
+            points.append(RooflinePoint(name=name, operations_per_byte=products / moved, operations_per_cycle=products / cycles))
+    return RooflineFigures(peak_operations_per_cycle=c.tables * c.columns * c.group * c.lanes, peak_bytes_per_cycle=c.beat_bytes, points=points)
