@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Simulation-only stream components: player, sink, recorder and saboteur of ``cosim/verilog``, wrapped for Amaranth.
 
-Each reads or writes files called after its ``name`` in the simulator's working directory; ``Bench`` writes and reads them. A core's simulation top
-puts ``tap`` on its internal boundaries.
+Each reads or writes files called after its ``name`` in the simulator's working directory; ``Bench`` writes and reads them. Inside a design
+``lutra.rtl.tap`` marks boundaries; Amaranth makes one module per instance, so that their names are told apart in its text.
 """
 
+import re
 from typing import Any
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, ResetSignal, Signal, Value
 from amaranth.lib import stream
 
-__all__ = ["play", "record", "sabotage", "sink", "tap", "words_of"]
+from lutra.hls_models.streams import words_for
+
+__all__ = ["name_taps", "play", "record", "sabotage", "sink"]
+
+TAP = re.compile(
+    r"^module \\(?P<module>\S+)$"
+    r'|(?P<head>^ *cell \\lutra_tap .*\n *parameter \\WIDTH (?P<width>\d+)\n *parameter \\NAME )"(?P<name>[^"]*)"',
+    re.MULTILINE,
+)
 
 
-def words_of(shape: Any) -> int:
-    """32-bit words of one recorded payload: at least one, also for empty payloads."""
-    return max(1, -(-Value.cast(Signal(shape)).shape().width // 32))
+def _words_of(shape: Any) -> int:
+    return words_for(Value.cast(Signal(shape)).shape().width)
 
 
 def _padded(payload: Any, words: int) -> Value:
@@ -30,7 +38,7 @@ def _common(name: str) -> dict[str, Any]:
 def play(m: Module, name: str, shape: Any, cycle: Value) -> Any:
     """A player's stream interface (to be connected to a consumer): offers the beats of ``name``.in."""
     source = stream.Interface(stream.Signature(shape), path=(f"{name}.source",))
-    words = words_of(shape)
+    words = _words_of(shape)
     payload = Signal(32 * words)
     m.submodules[f"{name}.player"] = Instance(
         "lutra_player", **_common(name), p_WORDS=words, i_cycle=cycle, o_payload=payload, o_valid=source.valid, i_ready=source.ready
@@ -46,7 +54,7 @@ def sink(m: Module, name: str, ready: Value, cycle: Value) -> None:
 
 def record(m: Module, name: str, port: Any, cycle: Value) -> Signal:
     """Records every handshake of a stream to ``name``.out; returns the flag that ``name``.expect beats have passed."""
-    words = words_of(port.payload.shape())
+    words = _words_of(port.payload.shape())
     done = Signal(name=f"{name}.done")
     m.submodules[f"{name}.recorder"] = Instance(
         "lutra_recorder",
@@ -63,7 +71,7 @@ def record(m: Module, name: str, port: Any, cycle: Value) -> Signal:
 
 def sabotage(m: Module, name: str, source: Any) -> Any:
     """The stream behind a saboteur: the same one, combinationally, unless ``name``.fault says otherwise."""
-    words = words_of(source.payload.shape())
+    words = _words_of(source.payload.shape())
     behind = stream.Interface(stream.Signature(source.payload.shape()), path=(f"{name}.behind",))
     payload = Signal(32 * words)
     m.submodules[f"{name}.saboteur"] = Instance(
@@ -82,7 +90,23 @@ def sabotage(m: Module, name: str, source: Any) -> Any:
     return behind
 
 
-def tap(m: Module, name: str, source: Any, cycle: Value) -> tuple[Any, Signal]:
-    """An internal boundary: ``source`` behind a saboteur, recorded. Returns (stream to connect to the consumer, done)."""
-    behind = sabotage(m, name, source)
-    return behind, record(m, name, behind, cycle)
+def name_taps(rtlil: str, top: str) -> tuple[str, dict[str, dict[str, int]]]:
+    """Makes the names of a design's internal boundaries (``lutra.rtl.tap``) unique in a bench: NAME of design d becomes ``d.NAME``.
+
+    Returns the text and, per design, the payload width of each name.
+    """
+    found: dict[str, dict[str, int]] = {}
+    design = ""
+
+    def rename(match: re.Match[str]) -> str:
+        nonlocal design
+        if match["module"] is not None:
+            design = match["module"].removeprefix(f"{top}.").split(".")[0]
+            return match[0]
+        names = found.setdefault(design, {})
+        if match["name"] in names:
+            raise ValueError(f"{design} has two taps called {match['name']}")
+        names[match["name"]] = int(match["width"])
+        return f'{match["head"]}"{design}.{match["name"]}"'
+
+    return TAP.sub(rename, rtlil), found

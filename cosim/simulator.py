@@ -22,13 +22,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lutra.hls_models.errors import ToolError
+from lutra.rtl.verilog import LIBRARY
 
 __all__ = ["Build", "build", "cache_root", "run", "tools"]
 
 TOP = "top"
 MANIFEST = "manifest.json"
 VERILOG = Path(__file__).parent / "verilog"
-FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-public-flat-rw", "-Wno-fatal", "-Wno-lint", "-Wno-style")
+FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-DLUTRA_TAPS", "--no-public-flat-rw", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 # The makefile of the wheel lacks the first one: designs of several C++ files do not build without it.
 MAKE_VARIABLES = {"CFG_CXXFLAGS_PCH_I": "-include", "OPT_FAST": "-O2", "OPT_SLOW": "-O0"}
 
@@ -190,7 +191,7 @@ def build(key_text: str, verilog: Callable[[], str], *, waves: bool = False) -> 
         With the means to write ``dump.vcd``.
     """
     root, identity = tools()
-    own = {path.name: path.read_text() for path in sorted(VERILOG.iterdir())}
+    own = [path.read_text() for folder in (VERILOG, LIBRARY) for path in sorted(folder.iterdir())]
     settings = {"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves}
     key = _key(settings, own, key_text)
     folder = cache_root() / key

@@ -13,10 +13,11 @@ from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.cosim import simulator
-from lutra.cosim.harness import Bench, Fault, Recording, Stimulus, compare, to_words
+from lutra.cosim.harness import Bench, Fault, Golden, Recording, Stimulus, compare, to_words
 from lutra.hls_models.errors import MismatchError, ToolError
 from lutra.hls_models.streams import handshakes, queue_times
 from lutra.rtl.memory import HexRam, HexRom
+from lutra.rtl.tap import connect
 from lutra.rtl.verilog import emit_rtlil
 
 BEATS = 60
@@ -76,11 +77,27 @@ class Lookup(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.memory = memory = (HexRam if self.ram else HexRom)(width=12, depth=10, file="contents.hex")
-        m.d.comb += [memory.address.eq(self.input.payload), self.output.payload.eq(memory.data)]
+        m.d.comb += [memory.read_addr.eq(self.input.payload), self.output.payload.eq(memory.read_data)]
         m.d.sync += self.output.valid.eq(self.input.valid)
         if self.ram:
-            m.d.sync += memory.write_address.eq(self.input.payload)
-            m.d.comb += [memory.write_enable.eq(self.output.valid), memory.write_data.eq(memory.data + 1)]
+            m.d.sync += memory.write_addr.eq(self.input.payload)
+            m.d.comb += [memory.write_en.eq(self.output.valid), memory.write_data.eq(memory.read_data + 1)]
+        return m
+
+
+class Pair(wiring.Component):
+    """A stage and a queue with a named boundary between them."""
+
+    def __init__(self):
+        super().__init__({"input": In(stream.Signature(40)), "output": Out(stream.Signature(40))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.stage = stage = Stage(width=40)
+        m.submodules.fifo = queue = Fifo(width=40, depth=3)
+        wiring.connect(m, wiring.flipped(self.input), stage.input)
+        connect(m, "middle", stage.output, queue.input)
+        wiring.connect(m, queue.output, wiring.flipped(self.output))
         return m
 
 
@@ -90,6 +107,8 @@ def small_bench():
         bench.add(f"stage_{name}", Stage(width=width))
     bench.add("fifo", Fifo(width=16, depth=3))
     bench.add("constant", Constant())
+    bench.add("pair0", Pair())
+    bench.add("pair1", Pair())
     bench.add("rom", Lookup(ram=False))
     bench.add("ram", Lookup(ram=True))
     return bench
@@ -213,6 +232,43 @@ def test_one_cycle_of_delay_is_one_cycle(bench):
     np.testing.assert_array_equal(out["stage_byte"]["output"].cycles, [1, 2, 4, 5, 6])
 
 
+def pair_case(rng, count):
+    """Stimuli and golden values of both pairs: every port's and the inner boundary's payloads and cycles."""
+    stimuli, golden = {}, {}
+    for name in ("pair0", "pair1"):
+        payloads = to_words(random_payloads(rng, 40, count), 40)
+        not_before = np.cumsum(rng.integers(0, 3, count))
+        stimuli[name] = {"input": Stimulus(payloads, not_before)}
+        arrival = handshakes(not_before)
+        golden[name] = {port: Golden(payloads, arrival + delay) for port, delay in (("input", 0), ("middle", 1), ("output", 2))}
+    return {"stimuli": stimuli, "beats": {name: {"output": count} for name in stimuli}, "max_cycles": 4 * count + 100}, golden
+
+
+def test_inner_boundaries_are_recorded(bench, rng):
+    case, golden = pair_case(rng, BEATS)
+    recordings = bench.run(**case)
+    for name, ports in golden.items():
+        for port, expected in ports.items():
+            assert compare(f"{name}.{port}", expected.payloads, expected.cycles, recordings[name][port]) == 2 * BEATS
+    recordings = bench.run(**case, faults=[Fault("pair1", "middle", "flip", beat=9, bit=39)])
+    with pytest.raises(MismatchError, match=r"^pair1.middle\[9\]: .*\(1 of 60 beats differ\)"):
+        compare("pair1.middle", *vars(golden["pair1"]["middle"]).values(), recordings["pair1"]["middle"])
+
+
+def test_long_runs_are_hashed(bench, rng):
+    case, golden = pair_case(rng, 2500)
+    assert bench.verify(golden=golden, **case) == 2 * 3 * 2500 * 2
+    with pytest.raises(
+        MismatchError, match=r"^pair1.middle\[1700\]: expected 0x\w{16}, got 0x\w{16}; cycle \d+, expected cycle \d+ \(1 of 1024 beats differ\)"
+    ):
+        bench.verify(golden=golden, **case, faults=[Fault("pair1", "middle", "flip", beat=1700, bit=3)])
+    with pytest.raises(MismatchError, match=r"^pair0.input\[2400\]: .* cycle \d+, expected cycle \d+ \(\d+ of 452 beats differ\)"):
+        bench.verify(golden=golden, **case, faults=[Fault("pair0", "input", "delay", beat=2400, cycles=5)])
+    short = Golden(golden["pair0"]["output"].payloads[:2048], np.asarray(golden["pair0"]["output"].cycles)[:2048])
+    with pytest.raises(MismatchError, match=r"^pair0.output\[2048\]: 452 beats recorded"):
+        bench.verify(golden={"pair0": {"output": short}}, **case)
+
+
 def test_surplus_beats_are_recorded(bench):
     out = bench.run(stimuli={"stage_byte": {"input": Stimulus(np.arange(5))}}, beats={"stage_byte": {"output": 3}}, max_cycles=100)
     with pytest.raises(MismatchError, match=r"port\[3\]: 5 beats recorded, the last at cycle 5, 3 golden"):
@@ -263,7 +319,7 @@ def test_misuse_is_named(bench):
     emit_rtlil(memory)  # Amaranth warns of components that nothing uses
     with pytest.raises(ValueError, match="new name"):
         bench.add("fifo", memory)
-    with pytest.raises(ValueError, match=r"x\.address must be a stream"):
+    with pytest.raises(ValueError, match=r"x\.read_addr must be a stream"):
         bench.add("x", memory)
 
 
