@@ -56,10 +56,10 @@ class ModelShape(Config):
     vocabulary: int = Field(gt=0, lt=1 << 20, description="tokens")
     context: int = Field(gt=0, le=1 << 16, description="largest position + 1")
     activation: Activation = Field(description="gate: relu2 = max(x, 0)^2, silu = x * sigmoid(x)")
-    rope_theta: float = Field(10000.0, gt=0, allow_inf_nan=False, description="base of the rotary embedding")
-    eps: float = Field(1e-5, gt=0, lt=1, description="epsilon of the root mean square")
-    sub_norms: bool = Field(True, description="norms before the o and down projections (BitNet b1.58 2B4T and 1bitLLM)")
-    tied: bool = Field(True, description="the head uses the embedding's table")
+    rope_theta: float = Field(default=10000.0, gt=0, allow_inf_nan=False, description="base of the rotary embedding")
+    eps: float = Field(default=1e-5, gt=0, lt=1, description="epsilon of the root mean square")
+    sub_norms: bool = Field(default=True, description="norms before the o and down projections (BitNet b1.58 2B4T and 1bitLLM)")
+    tied: bool = Field(default=True, description="the head uses the embedding's table")
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelShape:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.hls_models.floats import FP32, FloatFormat, from_float64
-from lutra.mapping.model import Table
+from lutra.mapping.model import Table, given
 from lutra.mapping.tiles import Core
 
 __all__ = ["HEADER_BITS", "header_rows", "params", "rope_row_beats", "rope_table", "table", "table_row_beats"]
@@ -53,11 +53,11 @@ def rope_table(core: Core, format: FloatFormat, context: int, head_dim: int, the
 
 def table(core: Core, values: Table) -> np.ndarray:
     """uint8 (rows, bytes of a row): scale (fp32) in the first beats of V bytes, then the codes, each row padded to whole beats."""
-    assert values.values is not None and values.scales is not None, "pass quantise_table runs first"
+    codes, scales = values.known(), given(values.scales)
     first = -(-4 // core.vector_lanes) * core.vector_lanes
     rows = np.zeros((values.rows, table_row_beats(core, values.columns) * core.beat_bytes), np.uint8)
-    rows[:, :4] = values.scales.astype("<f4").view(np.uint8).reshape(-1, 4)
-    rows[:, first : first + values.columns] = values.values.view(np.uint8)
+    rows[:, :4] = scales.astype("<f4").view(np.uint8).reshape(-1, 4)
+    rows[:, first : first + values.columns] = codes.view(np.uint8)
     return rows
 
 

@@ -98,9 +98,9 @@ def export(
             tensors[name] = weights[name].astype(np.float32)
             continue
         matrix = ternarise(weights[name])
-        assert matrix.values is not None
-        zeros += int((matrix.values == 0).sum())
-        tensors[name] = pack_rows(matrix.values)
+        values = matrix.known()
+        zeros += int((values == 0).sum())
+        tensors[name] = pack_rows(values)
         tensors[f"{name}_scale"] = np.array(matrix.scales, np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "model.safetensors", tensors, {"format": "pt"})

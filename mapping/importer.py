@@ -128,7 +128,7 @@ class _Importer:
         """The embedding; a stored head must equal it."""
         if "lm_head.weight" in self.tensors:
             head = self.table("lm_head.weight")
-            if not np.array_equal(head.values, embedding.values):  # type: ignore[arg-type]
+            if not np.array_equal(head.known(), embedding.known()):
                 self.problems.append("lm_head.weight must equal model.embed_tokens.weight where tie_word_embeddings is true")
         return embedding
 

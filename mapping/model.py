@@ -8,9 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import ModelShape
 
-__all__ = ["Matrix", "Table", "TernaryModel", "ternarise"]
+__all__ = ["Matrix", "Table", "TernaryModel", "given", "ternarise"]
+
+
+def given(values: np.ndarray | None) -> np.ndarray:
+    """The values; ModelError where only the shape is known."""
+    if values is None:
+        raise ModelError("only the shape of this model is known; give a folder with weights")
+    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +35,10 @@ class Matrix:
     scales: tuple[float, ...]
     segments: tuple[int, ...]
     interleaved: bool = False
+
+    def known(self) -> np.ndarray:
+        """The values; ModelError where only the shape is known."""
+        return given(self.values)
 
     def row_scales(self) -> np.ndarray:
         """float64 (outputs,): the multiplier of each row."""
@@ -48,11 +60,13 @@ class Table:
     values: np.ndarray | None
     scales: np.ndarray | None = None
 
+    def known(self) -> np.ndarray:
+        """The values; ModelError where only the shape is known."""
+        return given(self.values)
+
     def dequantised(self) -> np.ndarray:
         """float64 (rows, columns)."""
-        if self.values is None:
-            raise ValueError("a table without values cannot be evaluated")
-        values = self.values.astype(np.float64)
+        values = self.known().astype(np.float64)
         return values if self.scales is None else values * self.scales.astype(np.float64)[:, None]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from lutra.hls_models.errors import ModelError
 from lutra.mapping.graph import Attention, Embed, Gate, Graph, Head, Linear, Norm, Residual, Rope
+from lutra.mapping.model import given
 
 __all__ = ["evaluate"]
 
@@ -28,9 +29,9 @@ def evaluate(graph: Graph, ids: Array, values: dict[str, Array] | None = None) -
             case Embed():
                 result = node.table.dequantised()[ids]
             case Norm():
-                result = x[0] / np.sqrt((x[0] ** 2).mean(-1, keepdims=True) + node.eps) * _given(node.gains)
+                result = x[0] / np.sqrt((x[0] ** 2).mean(-1, keepdims=True) + node.eps) * given(node.gains)
             case Linear():
-                result = _quantised_product(x[0], _given(node.matrix.values).astype(np.float64), node.matrix.row_scales())
+                result = _quantised_product(x[0], node.matrix.known().astype(np.float64), node.matrix.row_scales())
             case Rope():
                 result = _turn(node, x[0])
             case Attention():
@@ -41,19 +42,13 @@ def evaluate(graph: Graph, ids: Array, values: dict[str, Array] | None = None) -
             case Residual():
                 result = x[0] + x[1]
             case Head(table=table, quantised=True):
-                result = _quantised_product(x[0], _given(table.values).astype(np.float64), _given(table.scales).astype(np.float64))
+                result = _quantised_product(x[0], table.known().astype(np.float64), given(table.scales).astype(np.float64))
             case Head(table=table):
                 result = x[0] @ table.dequantised().T
             case _:
                 raise TypeError(f"{node.name}: no meaning for a {type(node).__name__}")
         known[node.name] = result
     return result
-
-
-def _given(values: Array | None) -> Array:
-    if values is None:
-        raise ModelError("only the shape of this model is known; give a folder with weights")
-    return values
 
 
 def _quantised_product(x: Array, weights: Array, scales: Array) -> Array:

@@ -8,11 +8,9 @@ from functools import cache
 from typing import Protocol
 
 from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.ternary.tlmm import TlmmConfig
 
-__all__ = ["SWAP_CYCLES", "Core", "Tiling", "build_rows", "choose"]
-
-SWAP_CYCLES = 2
-"""Clocks beyond one per entry before a built table can be looked up (ternary/tlmm.py)."""
+__all__ = ["Core", "Tiling", "build_rows", "choose"]
 
 
 class Core(Protocol):
@@ -73,8 +71,9 @@ class Tiling:
 
 def build_rows(core: Core) -> int:
     """Lookups per k-block that hide the build of the next tables (architecture.md, 2.6)."""
-    entries = 3**core.group
-    return (entries // 2 + 1 if core.half_tables else entries) + SWAP_CYCLES
+    same = {name: getattr(core, name) for name in ("group", "tables", "columns", "lanes", "half_tables", "max_tile_columns")}
+    sizes = TlmmConfig.model_validate(same | {"max_tokens": 1, "max_k": 1, "allow_stalls": True})
+    return sizes.entries + sizes.swap_cycles
 
 
 def choose(core: Core, name: str, columns: int, inputs: int, unit: int, widest: int) -> Tiling:
