@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATTEND: configuration and golden values (docs/architecture.md §2.8); its clock cycles are in ``attention_cycles.py``.
+
+Prefill is TeLLMe's reversed and reordered attention (arXiv 2510.15926): tiles wholly in the future are never generated and no score matrix exists. Here the
+cache keeps its natural order and the loop over key tiles is what runs backwards. Decode reads K once and V once, with all scores of a KV head in between.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from lutra.hls_models.config import Config
+from lutra.hls_models.floats import E8M11, FLOAT_LATENCY, FP32, FloatFormat, from_float64, to_float64
+from lutra.hls_models.functions import MAX_MANTISSA, exp2
+
+__all__ = ["AttentionConfig", "KvCache", "attend", "reference"]
+
+Bits = NDArray[np.uint32]
+Real = NDArray[np.float64]
+
+TINY = 2.0**-100  # a tile whose largest weight is below has codes and scale 0
+ADDRESS_BITS = 24
+
+
+class AttentionConfig(Config):
+    """Sizes of one ATTEND unit.
+
+    One key per clock: ``head_dim`` multipliers for scores and as many for values. An item (a query row and a key tile) takes its number of keys plus one clock in
+    the steady state, at least ``FLOAT_LATENCY["divsqrt"] + 1`` (the serial divider that scales its weights).
+    """
+
+    heads: int = Field(ge=1, le=256, description="query heads")
+    kv_heads: int = Field(ge=1, le=128, description="key/value heads")
+    head_dim: int = Field(ge=1, le=512, description="elements of a head")
+    layers: int = Field(ge=1, le=256, description="layers that share the cache")
+    context: int = Field(ge=1, le=65536, description="positions of the cache")
+    max_tokens: int = Field(ge=1, le=128, description="tokens of one pass: the query block of prefill")
+    key_tile: int = Field(32, ge=1, le=1024, description="keys per tile, of prefill and decode (TL)")
+    vector_lanes: int = Field(ge=1, le=64, description="codes and values per beat (V)")
+    format: FloatFormat = Field(E8M11, description="of probabilities and values (F)")
+    partials: int = Field(8, ge=1, le=64, description="partial sums of a denominator (A)")
+    kv_format: Literal["int8"] = Field("int8", description="number format of cached keys and values")
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def head_beats(self) -> int:
+        """Beats of one head's codes or values."""
+        return self.head_dim // self.vector_lanes
+
+    @property
+    def rows(self) -> int:
+        """Rows of the key/value memory: K and V of every layer, head and position."""
+        return 2 * self.layers * self.kv_heads * self.context
+
+    @property
+    def score_depth(self) -> int:
+        """Scores on chip: all of a KV head in decode, two tiles in prefill."""
+        return max(self.group * self.context, 2 * self.key_tile)
+
+    @property
+    def maximum_depth(self) -> int:
+        """Row maxima between scores and softmax: in decode those of all rows are known before the first one is used."""
+        return max(self.group, 4)
+
+    def address(self, layer: int, head: int, position: int, *, value: bool) -> int:
+        """Row of the key/value memory."""
+        return ((layer * self.kv_heads + head) * self.context + position) * 2 + value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AttentionConfig":
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads = {self.kv_heads}, not {self.heads}; nearest: {self.group * self.kv_heads or self.kv_heads}")
+        if self.head_dim % self.vector_lanes:
+            nearest = max(1, self.head_beats) * self.vector_lanes
+            raise ValueError(f"head_dim must be a multiple of vector_lanes = {self.vector_lanes}, not {self.head_dim}; nearest: {nearest}")
+        for name, low in (("key_tile", 1), ("partials", FLOAT_LATENCY["add"] + 1)):
+            value = getattr(self, name)
+            if value & (value - 1) or value < low:
+                nearest = 1 << max(value - 1, low - 1).bit_length()
+                raise ValueError(f"{name} must be a power of two of at least {low}, not {value}; nearest: {nearest}")
+        if self.max_tokens > self.context:
+            raise ValueError(f"max_tokens must be at most context = {self.context}, not {self.max_tokens}; nearest: {self.context}")
+        if self.rows > 1 << ADDRESS_BITS:
+            nearest = (1 << ADDRESS_BITS) // (2 * self.layers * self.kv_heads)
+            raise ValueError(f"context must leave at most 2^{ADDRESS_BITS} rows of keys and values, not {self.context} ({self.rows} rows); nearest: {nearest}")
+        if self.format.exponent != FP32.exponent or self.format.mantissa > MAX_MANTISSA:
+            nearest = f"e{FP32.exponent}m{min(self.format.mantissa, MAX_MANTISSA)}"
+            raise ValueError(f"format must have {FP32.exponent} exponent and at most {MAX_MANTISSA} mantissa bits, not {self.format}; nearest: {nearest}")
+        return self
+
+
+@dataclass
+class KvCache:
+    """Keys and values of all layers: int8 ``codes`` (layers, kv_heads, context, 2, head_dim) and fp32 ``scales`` (layers, kv_heads, context, 2); K is 0, V 1.
+
+    Flattened, both are in the order of the memory's rows.
+    """
+
+    codes: NDArray[np.int8]
+    scales: Bits
+
+    @classmethod
+    def empty(cls, config: AttentionConfig) -> "KvCache":
+        shape = (config.layers, config.kv_heads, config.context, 2)
+        return cls(np.zeros((*shape, config.head_dim), np.int8), np.zeros(shape, np.uint32))
+
+    def store(self, layer: int, position: int, codes: NDArray[np.int8], scales: Bits) -> None:
+        """Rows of a pass: codes (n, 2 * kv_heads, head_dim) and scales (n, 2 * kv_heads) in the order of the code beats, all K heads before all V heads."""
+        n = len(codes)
+        pair = np.asarray(codes).reshape(n, 2, -1, self.codes.shape[-1])
+        self.codes[layer, :, position : position + n] = pair.transpose(2, 0, 1, 3)
+        self.scales[layer, :, position : position + n] = np.asarray(scales).reshape(n, 2, -1).transpose(2, 0, 1)
+
+    def words(self) -> Bits:
+        """The memory's contents: (rows, 1 + ceil(head_dim / 4)) words, the scale first."""
+        codes = self.codes.reshape(-1, self.codes.shape[-1])
+        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 4)))
+        return np.concatenate([self.scales.reshape(-1, 1), np.ascontiguousarray(padded).view(np.uint32)], axis=1)
+
+
+def _f32(x: Any) -> Real:
+    """Round float64 to fp32 as the hardware does; the values stay float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = np.asarray(x, np.float64).astype(np.float32).astype(np.float64)
+    small = np.abs(x) < 2.0**-126
+    if small.any():
+        y = np.where(small & (np.abs(x) < 2.0**-126 * (1 - 2.0**-25)), np.copysign(0.0, x), np.where(small, np.copysign(2.0**-126, x), y))
+    return y
+
+
+def _exp2(F: FloatFormat, x: Real) -> Real:
+    """exp2 of fp32 values, in F, as float64."""
+    return to_float64(F, exp2(from_float64(FP32, x), F))
+
+
+def _denominators(p: Real, partials: int) -> Real:
+    """Sums over the last axis: element j into partial j mod ``partials``, the partials in a balanced tree."""
+    p = np.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % partials)])
+    chunks = p.reshape(*p.shape[:-1], -1, partials)
+    sums = chunks[..., 0, :]
+    for i in range(1, chunks.shape[-2]):
+        sums = _f32(sums + chunks[..., i, :])
+    while sums.shape[-1] > 1:
+        sums = _f32(sums[..., 0::2] + sums[..., 1::2])
+    return sums[..., 0]
+
+
+def attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Bits:
+    """Attention of a pass whose own keys and values are already in the cache.
+
+    Parameters
+    ----------
+    q_codes, q_scales
+        (n, heads, head_dim) int8 and (n, heads) fp32 bits of the tokens at ``position`` … position + n - 1.
+
+    Returns
+    -------
+    (n, heads * head_dim) bits of ``config.format``.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return _attend(config, q_codes, q_scales, cache, layer, position)
+
+
+def _attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Bits:
+    n, F, TL = len(q_codes), config.format, config.key_tile
+    end = position + n
+    tiles = -(-end // TL)
+    rows = n * config.group
+    codes, scales = cache.codes[layer, :, :end], to_float64(FP32, cache.scales[layer, :, :end])
+    out = np.empty((n, config.kv_heads, config.group * config.head_dim), np.uint32)
+    limit = position + 1 + np.repeat(np.arange(n), config.group)  # keys that a row sees
+    valid = (np.arange(tiles * TL) < limit[:, None]).reshape(rows, tiles, TL)
+    present = valid[:, :, 0]
+    pad = tiles * TL - end
+
+    for head in range(config.kv_heads):
+        own = slice(head * config.group, (head + 1) * config.group)
+        q = q_codes[:, own].reshape(rows, config.head_dim).astype(np.float64)
+        sq = to_float64(FP32, q_scales[:, own]).reshape(rows, 1)
+        k, v = (np.pad(codes[head, :, i].astype(np.float64), ((0, pad), (0, 0))) for i in (0, 1))
+        sk, sv = (np.pad(scales[head, :, i], (0, pad)) for i in (0, 1))
+
+        score = np.where(valid, _f32(_f32(q @ k.T) * _f32(sq * sk)).reshape(rows, tiles, TL), -np.inf)
+        top = np.fmax.reduce(score, axis=2, initial=-np.inf)
+        if n == 1:  # two passes: every tile sees the maximum of all
+            maximum = np.broadcast_to(np.fmax.reduce(top, axis=1, keepdims=True), top.shape)
+            order, rescale = range(tiles), np.ones_like(top)
+        else:
+            maximum = np.fmax.accumulate(top[:, ::-1], axis=1)[:, ::-1]
+            older = np.concatenate([maximum[:, 1:], np.full((rows, 1), -np.inf)], axis=1)
+            first = np.concatenate([~present[:, 1:], np.ones((rows, 1), bool)], axis=1)
+            order, rescale = range(tiles - 1, -1, -1), np.where(first, 1.0, _exp2(F, _f32(older - maximum)))
+        p = np.where(valid, _exp2(F, _f32(score - maximum[:, :, None])), 0.0)
+        sums = _denominators(p, config.partials)
+        w = np.where(valid, _f32(p * sv.reshape(tiles, TL)), 0.0)
+        largest = np.fmax.reduce(w, axis=2, initial=0.0)
+        nothing = largest < TINY
+        inverse = np.where(nothing, 0.0, _f32(255.0 / largest))
+        scale = np.where(nothing, 0.0, _f32(largest * np.float64(np.float32(1 / 255))))
+        c = np.rint(_f32(w * inverse[:, :, None]))
+        c = np.where(np.isnan(c), 0.0, np.clip(c, 0, 255))
+        products = np.einsum("rtj,tjd->trd", c, v.reshape(tiles, TL, -1), optimize=True)
+        terms = _f32(_f32(products) * scale.T[:, :, None])
+
+        l, o = np.zeros(rows), np.zeros((rows, config.head_dim))
+        for t in order:
+            f = rescale[:, t]
+            l = np.where(present[:, t], _f32(_f32(l * f) + sums[:, t]), l)
+            o = np.where(present[:, t, None], _f32(_f32(o * f[:, None]) + terms[t]), o)
+        value = from_float64(F, _f32(o * _f32(1.0 / l)[:, None]))
+        out[:, head] = value.reshape(n, -1)
+    return out.reshape(n, -1)
+
+
+def reference(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Real:
+    """The same attention in float64 (softmax of base 2 over the dequantised codes): what ``attend`` approximates."""
+    n = len(q_codes)
+    end = position + n
+    scales = to_float64(FP32, cache.scales[layer, :, :end])[..., None]
+    k, v = np.moveaxis(cache.codes[layer, :, :end] * scales, 2, 0)
+    q = (q_codes * to_float64(FP32, q_scales)[..., None]).reshape(n, config.kv_heads, config.group, -1)
+    score = np.einsum("nhgd,hjd->hngj", q, k)
+    score = np.where(np.arange(end) <= position + np.arange(n)[:, None, None], score, -np.inf)
+    p = np.exp2(score - score.max(axis=-1, keepdims=True))
+    return np.einsum("hngj,hjd->nhgd", p / p.sum(axis=-1, keepdims=True), v).reshape(n, -1)
