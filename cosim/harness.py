@@ -15,8 +15,8 @@
 Conventions: one module ``cosim/benches/x.py`` per block, with ``configurations(seed)``, ``bench(configurations)`` that adds each as ``c0``, ``c1`` …, and
 ``check(bench, seed)`` that draws stimuli and stall traces, runs all designs at once and compares every port's payloads and cycles.
 
-Boundaries inside a design (``lutra.rtl.tap``) are recorded under their names beside its ports. Every design runs from reset in each run and streams are as
-in docs/architecture.md, part 2.3. Cycles are counted from 0, the first cycle after reset.
+A boundary inside a design (``lutra.rtl.tap``) is recorded beside the design's ports, or as ``recordings[group][name]`` where it is called group.name.
+Every design runs from reset in each run and streams are as in docs/architecture.md, part 2.3. Cycles are counted from 0, the first cycle after reset.
 """
 
 import shutil
@@ -62,11 +62,6 @@ class Fault:
 class _Dut:
     component: Any
     ports: dict[str, Port] = field(default_factory=dict)
-    taps: dict[str, Port] = field(default_factory=dict)
-
-    @property
-    def recorded(self) -> dict[str, Port]:
-        return {**self.ports, **self.taps}
 
 
 @dataclass(frozen=True)
@@ -94,6 +89,7 @@ class Bench:
     def __init__(self, name: str) -> None:
         self.name = name
         self._duts: dict[str, _Dut] = {}
+        self._recorded: dict[str, dict[str, Port]] = {}
         self._built: simulator.Build | None = None
         self._waves = False
 
@@ -138,11 +134,12 @@ class Bench:
         """Verilates all designs together, or takes the result of an equal build from the cache."""
         top, ports = self._top()
         rtlil, taps = probes.name_taps(emit_rtlil(top, "bench", ports=ports), "bench")
-        for name, widths in taps.items():
-            dut = self._duts[name]
-            dut.taps = {tap: Port(f"{name}.{tap}", width, is_input=False, has_ready=False) for tap, width in widths.items()}
-            if clash := dut.taps.keys() & dut.ports.keys():
-                raise ValueError(f"{name} has a port and a tap called {', '.join(sorted(clash))}")
+        self._recorded = {name: dict(dut.ports) for name, dut in self._duts.items()}
+        for group, widths in taps.items():
+            for tap, width in widths.items():
+                if tap in self._recorded.setdefault(group, {}):
+                    raise ValueError(f"a port and a boundary inside are called {group}.{tap}")
+                self._recorded[group][tap] = Port(f"{group}.{tap}", width, is_input=False, has_ready=False)
         self._waves = waves
         self._built = simulator.build(rtlil, lambda: from_rtlil(rtlil), waves=waves)
         return self._built
@@ -200,6 +197,8 @@ class Bench:
 
         Returns the number of payload words compared. Raises MismatchError as ``compare`` does, for the port of ``golden`` that comes first.
         """
+        if self._built is None:
+            self.build()
         self._check_names((dut, port) for dut, ports in golden.items() for port in ports)
         play = Play(stimuli, max_cycles, ready or {}, beats or {}, faults, files or {}, drain)
         names = {(dut, port): port_golden for dut, ports in golden.items() for port, port_golden in ports.items()}
@@ -231,8 +230,7 @@ class Bench:
             simulator.run(built, folder, plusargs=[f"+max_cycles={play.max_cycles}", f"+drain={play.drain}"], waves=self._waves)
             digests = {(dut, port): read_digests(folder / f"{dut}.{port}.digests") for dut, port in windows or {}}
             recordings = {
-                name: {port: read_recording(folder / f"{about.name}.out", about.width) for port, about in dut.recorded.items()}
-                for name, dut in self._duts.items()
+                dut: {port: read_recording(folder / f"{about.name}.out", about.width) for port, about in ports.items()} for dut, ports in self._recorded.items()
             }
         finally:
             if keep is None:
@@ -248,7 +246,8 @@ class Bench:
 
     def _check_names(self, names: Iterable[tuple[str, str]], *, taps: bool = True) -> None:
         for dut, port in names:
-            if dut not in self._duts or port not in (self._duts[dut].recorded if taps else self._duts[dut].ports):
+            known = self._recorded.get(dut, {}) if taps else self._duts[dut].ports if dut in self._duts else {}
+            if port not in known:
                 raise ValueError(f"{self.name} has no port {dut}.{port}")
 
     def _write(self, folder: Path, play: Play) -> dict[str, int]:

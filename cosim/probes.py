@@ -91,9 +91,10 @@ def sabotage(m: Module, name: str, source: Any) -> Any:
 
 
 def name_taps(rtlil: str, top: str) -> tuple[str, dict[str, dict[str, int]]]:
-    """Makes the names of a design's internal boundaries (``lutra.rtl.tap``) unique in a bench: NAME of design d becomes ``d.NAME``.
+    """Makes the names of internal boundaries (``lutra.rtl.tap``) unique in a bench.
 
-    Returns the text and, per design, the payload width of each name.
+    NAME without a dot inside design d becomes ``d.NAME``; a name with one, ``group.NAME``, stays as it is. Returns the text and, per design or
+    group, the payload width of each name.
     """
     found: dict[str, dict[str, int]] = {}
     design = ""
@@ -103,10 +104,12 @@ def name_taps(rtlil: str, top: str) -> tuple[str, dict[str, dict[str, int]]]:
         if match["module"] is not None:
             design = match["module"].removeprefix(f"{top}.").split(".")[0]
             return match[0]
-        names = found.setdefault(design, {})
-        if match["name"] in names:
-            raise ValueError(f"{design} has two taps called {match['name']}")
-        names[match["name"]] = int(match["width"])
-        return f'{match["head"]}"{design}.{match["name"]}"'
+        group, _, name = match["name"].rpartition(".")
+        group = group or design
+        names = found.setdefault(group, {})
+        if name in names:
+            raise ValueError(f"two boundaries are called {group}.{name}")
+        names[name] = int(match["width"])
+        return f'{match["head"]}"{group}.{name}"'
 
     return TAP.sub(rename, rtlil), found

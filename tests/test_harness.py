@@ -88,7 +88,8 @@ class Lookup(wiring.Component):
 class Pair(wiring.Component):
     """A stage and a queue with a named boundary between them."""
 
-    def __init__(self):
+    def __init__(self, *, boundary):
+        self.boundary = boundary
         super().__init__({"input": In(stream.Signature(40)), "output": Out(stream.Signature(40))})
 
     def elaborate(self, platform):
@@ -96,7 +97,7 @@ class Pair(wiring.Component):
         m.submodules.stage = stage = Stage(width=40)
         m.submodules.fifo = queue = Fifo(width=40, depth=3)
         wiring.connect(m, wiring.flipped(self.input), stage.input)
-        connect(m, "middle", stage.output, queue.input)
+        connect(m, self.boundary, stage.output, queue.input)
         wiring.connect(m, queue.output, wiring.flipped(self.output))
         return m
 
@@ -107,8 +108,9 @@ def small_bench():
         bench.add(f"stage_{name}", Stage(width=width))
     bench.add("fifo", Fifo(width=16, depth=3))
     bench.add("constant", Constant())
-    bench.add("pair0", Pair())
-    bench.add("pair1", Pair())
+    bench.add("pair0", Pair(boundary="middle"))
+    bench.add("pair1", Pair(boundary="middle"))
+    bench.add("pair2", Pair(boundary="group.middle"))
     bench.add("rom", Lookup(ram=False))
     bench.add("ram", Lookup(ram=True))
     return bench
@@ -253,6 +255,15 @@ def test_inner_boundaries_are_recorded(bench, rng):
     recordings = bench.run(**case, faults=[Fault("pair1", "middle", "flip", beat=9, bit=39)])
     with pytest.raises(MismatchError, match=r"^pair1.middle\[9\]: .*\(1 of 60 beats differ\)"):
         compare("pair1.middle", *vars(golden["pair1"]["middle"]).values(), recordings["pair1"]["middle"])
+
+
+def test_boundaries_with_a_group(bench, rng):
+    payloads = rng.integers(0, 1 << 40, BEATS)
+    fault = Fault("group", "middle", "delay", beat=BEATS - 1, cycles=3)
+    out = bench.run(stimuli={"pair2": {"input": Stimulus(payloads)}}, beats={"pair2": {"output": BEATS}}, max_cycles=500, faults=[fault])
+    cycles = np.arange(BEATS) + 1
+    cycles[-1] += 3
+    compare("group.middle", to_words(payloads, 40), cycles, out["group"]["middle"])
 
 
 def test_long_runs_are_hashed(bench, rng):
