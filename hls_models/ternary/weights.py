@@ -58,7 +58,9 @@ class WeightPathConfig(RowLayout):
         if tokens > self.lanes and rows > self.ring_rows:
             fitting = self.ring_rows // self.blocks(k) * self.columns
             nearest = f"; nearest: {fitting}" if fitting else f", and no tile of k = {k} does"
-            raise ConfigError(f"tile_columns: a tile must fit ring_rows = {self.ring_rows} when tokens > {self.lanes}, {tile_columns} takes {rows} rows{nearest}")
+            raise ConfigError(
+                f"tile_columns: a tile must fit ring_rows = {self.ring_rows} when tokens > {self.lanes}, {tile_columns} takes {rows} rows{nearest}"
+            )
 
     def indices(self, stored: np.ndarray) -> np.ndarray:
         """Stored bytes of whole rows to what the ring holds: uint8 (rows, Q * T), position q * T + t."""

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lookup tables of signed activation sums: built on line from the activation buffer, one entry per clock, double-buffered."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from lutra.hls_models.ternary.tlmm import LOAD_AHEAD, TlmmConfig
+from lutra.rtl.streams import Gearbox
+from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION
+
+__all__ = ["Activations", "Tables"]
+
+
+class Activations(wiring.Component):
+    """Buffer of the int8 codes of up to ``max_tokens`` rows, re-packed from beats of V to words of T * G.
+
+    Words are written in the order of arrival from address 0 on, a row's last word zero-padded; ``rewind`` sends the writer back to 0.
+    A word that completes with the beat at t is written at t + 1 (a row's two last words: t + 1 and t + 2) and can be read one cycle later.
+    Reads: address at t, ``word`` from t + 2 (memory register, operand register), one per clock.
+
+    Parameters
+    ----------
+    config : TlmmConfig
+
+    Members
+    -------
+    codes : stream of {codes: V x signed(8), last: final beat of a token}
+    rewind : In(1)
+    address : In, word : Out(T * G * activation_bits), activation i of the block at bit i * activation_bits
+    """
+
+    def __init__(self, *, config: TlmmConfig):
+        self.config = config
+        self.depth = config.max_tokens * config.max_blocks
+        layout = data.StructLayout({"codes": data.ArrayLayout(8, config.vector_lanes), "last": 1})
+        super().__init__(
+            {
+                "codes": In(stream.Signature(layout)),
+                "rewind": In(1),
+                "address": In(range(self.depth)),
+                "word": Out(config.block * config.activation_bits),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        bits = config.activation_bits
+        m.submodules.gearbox = gearbox = Gearbox(shape=bits, inputs=config.vector_lanes, outputs=config.block)
+        m.submodules.buffer = buffer = Memory(shape=config.block * bits, depth=self.depth, init=[], attrs={"ram_style": "block"})
+        write, read = buffer.write_port(), buffer.read_port()
+        m.d.comb += [
+            gearbox.input.valid.eq(self.codes.valid),
+            self.codes.ready.eq(gearbox.input.ready),
+            gearbox.input.payload.count.eq(config.vector_lanes),
+            gearbox.input.payload.last.eq(self.codes.payload.last),
+            gearbox.output.ready.eq(1),
+            write.en.eq(gearbox.output.valid),
+            write.data.eq(gearbox.output.payload.items.as_value()),
+            read.addr.eq(self.address),
+        ]
+        m.d.comb += [gearbox.input.payload.items[i].eq(self.codes.payload.codes[i][:bits]) for i in range(config.vector_lanes)]
+        with m.If(self.rewind):
+            m.d.sync += write.addr.eq(0)
+        with m.Elif(write.en):
+            m.d.sync += write.addr.eq(write.addr + 1)
+        m.d.sync += self.word.eq(read.data)
+        return m
+
+
+class Tables(wiring.Component):
+    """T tables of M lanes in two sets; builds the sets of an instruction in order (tile, token group, k-block) as soon as a set is free.
+
+    Operands of a build are read lane by lane into registers (address, memory, operand, lane register), the next build's while the present one
+    writes its last entries; then one entry of all tables is written per clock: an entry is the one before plus one of G differences, because
+    counting up in balanced ternary changes c trailing trits from +1 to -1 and the trit before them by +1. A set can be looked up in the cycle after
+    its last entry was written. Cycles: ``hls_models.ternary.tlmm``.
+
+    Parameters
+    ----------
+    config : TlmmConfig
+
+    Members
+    -------
+    instruction, start : as in RowWalk
+    address, word : to Activations
+    present : a set can be looked up
+    release : the present set is used for the last time in this cycle
+    lookup_set : set that is looked up
+    index_set, indices : set and table addresses (T * Q, position q * T + t) of a lookup
+    values : T * Q * M * value_bits, combinational, position (q * T + t) * M + lane
+    """
+
+    def __init__(self, *, config: TlmmConfig):
+        self.config = config
+        self.lookups = config.tables * config.columns
+        super().__init__(
+            {
+                "instruction": In(LINEAR_INSTRUCTION),
+                "start": In(1),
+                "address": Out(range(config.max_tokens * config.max_blocks)),
+                "word": In(config.block * config.activation_bits),
+                "present": Out(1),
+                "release": In(1),
+                "lookup_set": Out(1),
+                "index_set": In(1),
+                "indices": In(data.ArrayLayout(config.entry_bits, self.lookups)),
+                "values": Out(self.lookups * config.lanes * config.value_bits),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        entries, lanes, group = config.entries, config.lanes, config.group
+        more, loading, loaded, progress, last_entry = Signal(), Signal(), Signal(), Signal(), Signal()
+        entry = Signal(range(entries))
+        sets = Signal(range(3))  # complete and not yet released
+        build_set = Signal()
+        m.d.comb += [
+            progress.eq(loaded & (sets != 2)),
+            last_entry.eq(progress & (entry == entries - 1)),
+            self.present.eq(sets != 0),
+        ]
+        m.d.sync += [
+            sets.eq(sets + last_entry - self.release),
+            build_set.eq(build_set ^ last_entry),
+            self.lookup_set.eq(self.lookup_set ^ self.release),
+        ]
+        with m.If(progress):
+            m.d.sync += entry.eq(Mux(last_entry, 0, entry + 1))
+        with m.If(last_entry):
+            m.d.sync += loaded.eq(0)
+        with m.If(progress & (entry == entries - 1 - LOAD_AHEAD) & more):
+            m.d.sync += loading.eq(1)
+        lane_ready, lane, final = self._load(m, more, loading)
+        with m.If(lane_ready & final):
+            m.d.sync += loaded.eq(1)
+
+        # The counter in balanced ternary, digits 0..2 for -1..+1, last trit first; full tables start at -max, half tables at 0.
+        digits = [Signal(2, init=int(config.half_tables), name=f"digit{g}") for g in range(group)]
+        pick = Signal(range(group))
+        carry = progress
+        for g, digit in enumerate(digits):
+            with m.If(last_entry):
+                m.d.sync += digit.eq(int(config.half_tables))
+            with m.Elif(carry):
+                m.d.sync += digit.eq(Mux(digit == 2, 0, digit + 1))
+            with m.If(carry):
+                m.d.comb += pick.eq(g)
+            carry &= digit == 2
+
+        words = [self._operands(t) for t in range(config.tables)]
+        ports = []
+        bits = config.value_bits
+        for t in range(config.tables):
+            # Set and entry, side by side: LUT-RAM of one write port and Q asynchronous read ports.
+            memory = Memory(shape=lanes * bits, depth=2 << config.entry_bits, init=[], attrs={"ram_style": "distributed"})
+            m.submodules[f"table{t}"] = memory
+            write = memory.write_port()
+            sums = []
+            start, differences = self._differences(words[t])
+            for i in range(lanes):
+                total = Signal(bits, name=f"sum{t}_{i}", reset_less=True)
+                held = [Signal(bits, name=f"difference{t}_{i}_{c}", reset_less=True) for c in range(group)]
+                chosen = Signal(bits, name=f"chosen{t}_{i}")
+                with m.Switch(pick):
+                    for c in range(group):
+                        with m.Case(c):
+                            m.d.comb += chosen.eq(held[c])
+                with m.If(lane_ready & (lane == i)):
+                    m.d.sync += [total.eq(start), *(held[c].eq(differences[c]) for c in range(group))]
+                with m.Elif(progress):
+                    m.d.sync += total.eq(total + chosen)
+                sums.append(total)
+            m.d.comb += [write.addr.eq(Cat(entry, Signal(config.entry_bits - len(entry)), build_set)), write.data.eq(Cat(sums)), write.en.eq(progress)]
+            ports.append([memory.read_port(domain="comb") for _ in range(config.columns)])
+        for q in range(config.columns):
+            for t in range(config.tables):
+                position, port = q * config.tables + t, ports[t][q]
+                m.d.comb += port.addr.eq(Cat(self.indices[position], self.index_set))
+                m.d.comb += self.values[position * lanes * bits : (position + 1) * lanes * bits].eq(port.data)
+        return m
+
+    def _operands(self, t: int):
+        config = self.config
+        size = config.activation_bits
+        return [self.word[(t * config.group + g) * size : (t * config.group + g + 1) * size].as_signed() for g in range(config.group)]
+
+    def _differences(self, operands):
+        """(first entry, what an increment adds when c trailing trits carry), of the operands of one table."""
+        differences, lower = [], None
+        for operand in reversed(operands):
+            differences.append(operand if lower is None else operand - (lower << 1))
+            lower = operand if lower is None else lower + operand
+        return (0 if self.config.half_tables else -lower), differences
+
+    def _load(self, m: Module, more, loading):
+        """Reads the operands of the next build, lane by lane: (lane register is written in this cycle, lane, it is the build's last)."""
+        config = self.config
+        held = Signal(LINEAR_INSTRUCTION)
+        rest, tokens, blocks = Signal.like(held.columns), Signal.like(held.tokens), Signal.like(held.k_blocks)
+        lane = Signal(range(max(2, config.lanes)))
+        first = Signal.like(self.address)  # lane 0 of the present k-block
+        last_lane, last_block, last_group, last_tile = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            last_lane.eq((lane == config.lanes - 1) | (lane + 1 == tokens)),
+            last_block.eq(blocks == 1),
+            last_group.eq(tokens <= config.lanes),
+            last_tile.eq(rest <= held.tile_columns),
+        ]
+        with m.If(self.start):
+            given = self.instruction
+            m.d.sync += [held.eq(given), rest.eq(given.columns), tokens.eq(given.tokens), blocks.eq(given.k_blocks)]
+            m.d.sync += [first.eq(0), self.address.eq(0), lane.eq(0), more.eq(1), loading.eq(1)]
+        with m.If(loading):
+            m.d.sync += [lane.eq(lane + 1), self.address.eq(self.address + held.k_blocks)]
+            with m.If(last_lane):
+                following = Signal.like(first)
+                m.d.comb += following.eq(Mux(last_block, Mux(last_group, 0, self.address + 1), first + 1))
+                m.d.sync += [loading.eq(0), lane.eq(0), first.eq(following), self.address.eq(following), blocks.eq(blocks - 1)]
+                with m.If(last_block):
+                    m.d.sync += [blocks.eq(held.k_blocks), tokens.eq(Mux(last_group, held.tokens, tokens - config.lanes))]
+                    with m.If(last_group):
+                        m.d.sync += [rest.eq(rest - held.tile_columns), more.eq(~last_tile)]
+        stages = [(loading, lane, last_lane)]
+        for i in range(2):  # memory register, operand register
+            stage = Signal(name=f"load_valid{i}"), Signal.like(lane, name=f"load_lane{i}"), Signal(name=f"load_last{i}")
+            m.d.sync += [after.eq(before) for after, before in zip(stage, stages[-1], strict=True)]
+            stages.append(stage)
+        return stages[-1]
