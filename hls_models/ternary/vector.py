@@ -5,8 +5,9 @@ What that page leaves open, settled here:
 
 - ``a`` is the largest bit pattern of |u|, so infinity is above every number and NaN above infinity. Infinite ``a``: inv = 0, finite codes are 0, the scale is
   infinite; NaN: codes are 0, the scale is NaN. A code that would be NaN is 0 (``to_int``).
-- The root of a normed row cancels in the codes: the scale beside the codes is f32(a * f32(1/127)) with and without norm, and the root enters only
-  scale[token], which dequantises the next sums. So no code waits for a square root.
+- The root of a normed row cancels in the codes, and LINEAR does not look at the scale beside them: with norm that scale is f32(a * f32(1/127)) for LINEAR and
+  ATTEND, so that no code waits for a square root; scale[token], which dequantises the next sums, has the root. For HEAD (a normed row is one group) it is complete
+  in both places.
 - scale[token] is stored for the destinations LINEAR and HEAD, from the row's last group.
 - A ROPE instruction takes tokens * head_dim / V rows of ``rope`` (all of them before its first beat, given up after its last one), also if rope_columns = 0.
 - GATE: columns and tile_columns are multiples of 2V, so that a token's beats of a tile make whole result beats.
@@ -30,6 +31,7 @@ __all__ = [
     "HEADER_BITS",
     "INVERSE_127",
     "LANE_BITS",
+    "OUTPUT_DEPTH",
     "Parameters",
     "Requantised",
     "Vector",
@@ -50,6 +52,7 @@ HEADER_BITS = 160  # weight_scale[0..2], reciprocal, eps
 LANE_BITS = 24  # of a params or rope row, per lane
 INVERSE_127 = int(floats.from_float64(FP32, 1 / 127)[()])
 CODE_127 = int(floats.from_float64(FP32, 127.0)[()])  # the largest code
+OUTPUT_DEPTH = 16  # codes between U buffer and port: more than a beat's way there and back, so that a ready sink never waits
 TINY_EXPONENT = FP32.bias - 100  # a biased fp32 exponent below this: a < 2^-100
 
 
@@ -132,6 +135,8 @@ class VectorConfig(Config):
             refuse("group_columns", f"a multiple of {v} that divides {results}", fields["group_columns"])
         if results // fields["group_columns"] > self.max_groups:
             refuse("group_columns", f"at least {-(-results // self.max_groups)}", fields["group_columns"])
+        if fields["norm"] and fields["destination"] == Destination.HEAD and fields["group_columns"] != results:
+            refuse("group_columns", f"the whole row of {results} where a normed row goes to HEAD", fields["group_columns"])
         if fields["norm"] and gains > self.params_rows:
             refuse("tile_columns", f"at most {self.params_rows * v << int(gated)} (params_rows gains)", fields["tile_columns"])
 
@@ -157,7 +162,7 @@ class Parameters:
 
 @dataclass(frozen=True, eq=False)
 class Requantised:
-    """Results of an instruction: int8 ``codes`` and F patterns ``u``, both (tokens, columns); fp32 patterns ``scales`` (tokens, groups), as beside the codes."""
+    """int8 ``codes`` and F patterns ``u`` (tokens, columns) of an instruction; fp32 patterns ``scales`` (tokens, groups), as they stand beside the codes."""
 
     codes: NDArray[np.int8]
     scales: Bits
@@ -324,5 +329,7 @@ class Vector:
                 root = mean_square_root(F, z, config.lanes, config.partials, params.reciprocal, params.eps)
                 quotient = floats.mul(FP32, floats.div(FP32, a[:, -1], root), FP32, np.uint32(INVERSE_127), FP32)
                 kept = np.where(a[:, -1] == 0, 0, quotient).astype(np.uint32)
+                if fields["destination"] == Destination.HEAD:
+                    scales = kept[:, None]
             self.scale[:tokens] = kept
         return Requantised(codes, scales, u)
