@@ -3,6 +3,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,11 +130,11 @@ def estimate(
 
     sizes = _config(config)
     source, opened = _open(model, shape_only=True)
+    rows, limit = prompt + 1 if context is None else context, _shape(opened).context
+    for name, value in (("prompt", prompt), ("context", rows)):
+        if not 1 <= value <= limit:
+            raise ConfigError(f"{name} must be 1 to {limit} tokens, the context of {_shape(opened).name}, not {value}")
     spec = _spec(sizes, _shape(opened))
-    rows = prompt + 1 if context is None else context
-    for name, value, low in (("prompt", prompt, 1), ("context", rows, 1)):
-        if not low <= value <= spec.shape.context:
-            raise ConfigError(f"{name} must be {low} to {spec.shape.context} tokens, the context of {spec.shape.name}, not {value}")
     with step("compiling the program"):
         program = engine.compile_program(_shape(opened), sizes)
     with step("counting cycles"):
@@ -239,7 +240,8 @@ def write_file(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise LutraError(f"{path}: cannot be written: {error.strerror}") from None
 
 

@@ -180,6 +180,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         _print_json(about)
     else:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(
@@ -252,6 +253,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = app(args=arguments, prog_name="lutra", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # typer has turned an interrupt into this
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except MismatchError as error:
         _fail(error, 1)

@@ -133,18 +133,25 @@ def loaded_bytes(program: Program, size: PassSize, instruction: Instruction) -> 
     return each if instruction.fields["mode"] == LoadMode.DIRECT else each * size.tokens
 
 
-def _layer_of(label: str) -> str:
-    """ "layers.3.qkv.weights" → "layers.3"; "head.table" → "head"."""
-    parts = label.split(".")
+def _layer_of(instruction: Instruction, label: str, before: str) -> str:
+    """The layer that an instruction serves, from its label ("load layers.3.qkv.weights" → "layers.3"); shared tables go to who reads them."""
+    if instruction.unit is Unit.LOADER:
+        target = LoadTarget(instruction.fields["target"])
+        shared = {LoadTarget.EMBED: "embed", LoadTarget.HEAD: "head", LoadTarget.ROPE: before}
+        if target in shared:
+            return shared[target]
+    parts = label.removeprefix("load ").split(".")
     return ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
 
 
 def _layers(program: Program, timing: Timing) -> list[LayerFigures]:
     """From done to done, in the order in which the layers finish: the cycles sum to the run's."""
     members: dict[str, list[int]] = {}
+    layer = ""
     for index, (instruction, label) in enumerate(zip(program.instructions, program.labels, strict=True)):
         if instruction.unit is not Unit.END:
-            members.setdefault(_layer_of(label), []).append(index)
+            layer = _layer_of(instruction, label, layer)
+            members.setdefault(layer, []).append(index)
     cycles, moved = dict.fromkeys(members, 0), dict.fromkeys(members, 0)
     mark = 0
     for number, size in enumerate(timing.passes):
@@ -159,13 +166,14 @@ def _layers(program: Program, timing: Timing) -> list[LayerFigures]:
 
 
 def _instructions(program: Program, timing: Timing) -> list[InstructionFigures]:
+    """By label and unit: the variants of an instruction for last and other passes are one entry."""
     ran = timing.start >= 0
     lasted = np.where(ran, timing.done - timing.start, 0).sum(0)
-    return [
-        InstructionFigures(name=label, unit=instruction.unit.name, executions=int(count), cycles=int(cycles))
-        for instruction, label, count, cycles in zip(program.instructions, program.labels, ran.sum(0), lasted, strict=True)
-        if count
-    ]
+    merged: dict[tuple[str, str], tuple[int, int]] = {}
+    for instruction, label, count, cycles in zip(program.instructions, program.labels, ran.sum(0), lasted, strict=True):
+        before = merged.get((label, instruction.unit.name), (0, 0))
+        merged[label, instruction.unit.name] = (before[0] + int(count), before[1] + int(cycles))
+    return [InstructionFigures(name=label, unit=unit, executions=count, cycles=cycles) for (label, unit), (count, cycles) in merged.items() if count]
 
 
 def _bytes_of(program: Program, size: PassSize) -> int:
