@@ -139,7 +139,7 @@ def _dotted(place: Place) -> str:
 
 
 def _message(error: ValidationError, model: type[BaseModel], lines: dict[Place, int], source: str) -> str:
-    """One line for the first of pydantic's findings (by line in the file), and where the others are."""
+    """One line for the first of pydantic's findings (by line in the file; missing keys last), and where the others are."""
     found = []
     for item in error.errors(include_url=False):
         place = tuple(part for part in item["loc"])
@@ -151,10 +151,10 @@ def _message(error: ValidationError, model: type[BaseModel], lines: dict[Place, 
         while known not in lines:
             known = known[:-1]
         text = rule if place and rule.startswith(str(place[-1])) else f"{_dotted(place)}: {rule}"
-        found.append((lines[known], text, _dotted(place)))
-    found.sort(key=lambda entry: entry[0])
-    line, text, _ = found[0]
-    others = ", ".join(f"{where} (line {number})" for number, _, where in found[1:6])
+        found.append((item["type"] == "missing", lines[known], text, _dotted(place)))  # a missing key is often the misspelt one
+    found.sort(key=lambda entry: entry[:2])
+    _, line, text, _ = found[0]
+    others = ", ".join(f"{where} (missing)" if missing else f"{where} (line {number})" for missing, number, _, where in found[1:6])
     more = f", {len(found) - 6} more" if len(found) > 6 else ""
     return f"{source}:{line}: {text}" + (f"; also wrong: {others}{more}" if others else "")
 

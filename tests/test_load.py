@@ -48,6 +48,10 @@ class Core(Config):
         return self
 
 
+class Needy(Config):
+    required: int
+
+
 GOOD = """\
 tables: 4
 group: 3
@@ -85,6 +89,7 @@ MESSAGES = {
     "ports: 5": "c.yaml:1: ports: must be a valid array, not 5",
     "kv_format: int9": "c.yaml:1: kv_format: must be one of int8, fp16, not 'int9'; nearest legal value: int8",
     "lanes: 7": "c.yaml:1: lanes: must be one of 2, 4, 8, not 7; nearest legal value: 8",
+    "requried: 4": "c.yaml:1: requried: unknown key; nearest legal key: required; also wrong: required (missing)",
     "group: 7": "c.yaml:1: group must be 2 to 5, not 7; nearest legal value: 5",
     "tables: 9\ncolumns: 8": "c.yaml:2: columns must be at least tables (9), not 8",
     "tables: 0\nmemory:\n  beat_bytes: 2": "c.yaml:1: tables: must be at least 1, not 0; nearest legal value: 1; also wrong: memory.beat_bytes (line 3)",
@@ -105,7 +110,7 @@ MESSAGES = {
 @pytest.mark.parametrize("text", MESSAGES)
 def test_message(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_config(text, Core, source="c.yaml")
+        parse_config(text, Needy if "requried" in text else Core, source="c.yaml")
     message = str(caught.value)
     assert MESSAGES[text] in message and "\n" not in message
 
