@@ -9,6 +9,7 @@ from typing import Protocol
 
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.ternary.tlmm import TlmmConfig
+from lutra.hls_models.ternary.trits import tiles_of
 
 __all__ = ["Core", "Tiling", "build_rows", "choose"]
 
@@ -124,8 +125,10 @@ def _reason(core: Core, name: str, columns: int, k_blocks: int, unit: int, ring:
         return (
             f"{name}: columns must leave {need} lookups per table build ({columns} matrix columns), not {core.columns}; nearest: {legal}, or allow_stalls: true"
         )
-    tile, ring_rows = -(-need * core.columns // unit) * unit, need * k_blocks
+    # the whole matrix as one tile is free of stalls here, so there is a smallest tile that is
+    tile = next(t for t in range(unit, columns + 1, unit) if all(-(-part // core.columns) >= need for part in tiles_of(columns, t)))
+    rows = -(-tile // core.columns) * k_blocks
     return (
         f"{name}: lookups wait for table builds in tiles below {need} rows per k-block ({k_blocks} k-blocks, {core.columns} columns a row), unavoidable "
-        f"with max_tile_columns {widest} and ring_rows {core.ring_rows}; nearest: {max(tile, widest)} and {max(ring_rows, ring)}, or allow_stalls: true"
+        f"with max_tile_columns {widest} and ring_rows {core.ring_rows}; nearest: {max(tile, widest)} and {max(rows, core.ring_rows)}, or allow_stalls: true"
     )
