@@ -17,7 +17,6 @@ registered counters); the rest are the pipelines' lengths:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -116,13 +115,20 @@ class TracedSink:
         return out
 
 
+class Row(NamedTuple):
+    """An item: keys that a query row sees of a tile; whether it is the row's first or last one in order of work, and the tile's last one."""
+
+    keys: int
+    first: bool
+    last: bool
+    tile_end: bool
+
+
 class Tile(NamedTuple):
-    """``load`` rows come from memory; ``keys`` of each query row that sees the tile; ``first`` / ``last``: it is the row's first / last one in order of work."""
+    """``load`` rows come from memory."""
 
     load: int
-    keys: list[int]
-    first: list[bool]
-    last: list[bool]
+    rows: list[Row]
 
 
 class Schedule:
@@ -157,22 +163,23 @@ class Schedule:
 
     def _run(self, tiles: Sequence[Tile]) -> None:
         heads = self.config.kv_heads
-        if self.prefill:
-            for _ in range(heads):
-                for tile in tiles:
+        for head in range(heads + (not self.prefill)):
+            for tile in tiles:
+                if self.prefill:
                     self._load(0, tile.load)
                     self._load(1, tile.load)
-                    self._scores(tile)
-                    self._attend(tile)
-            return
-        for head in range(heads + 1):
-            for tile in tiles:
+                    for row in tile.rows:  # by turns, because room for the scores of one row may come from another of the same tile
+                        self._score(row)
+                        self._attend(row)
+                    continue
                 if head:
                     self._load(1, tile.load)
-                    self._attend(tile)
+                    for row in tile.rows:
+                        self._attend(row)
                 if head < heads:
                     self._load(0, tile.load)
-                    self._scores(tile)
+                    for row in tile.rows:
+                        self._score(row)
 
     def _load(self, value: int, rows: int) -> None:
         loaded, released = self.loaded[value], self.released[value]
@@ -183,71 +190,67 @@ class Schedule:
         self.next_tile = last + 1
         loaded.append(end)
 
-    def _scores(self, tile: Tile) -> None:
-        loaded = self.loaded[0][-1]
-        depth, places = self.config.score_depth, self.config.maximum_depth
-        for keys, row_end in zip(tile.keys, tile.last, strict=True):
-            take = max(self.next_score, loaded + 1)
-            self.scored += keys
-            if self.scored > depth:
-                while self.freed[self.oldest_freed][0] < self.scored - depth:
-                    self.oldest_freed += 1
-                take = max(take, self.freed[self.oldest_freed][1] + 1)
-            if self.prefill or row_end:
-                if len(self.maxima) >= places:
-                    take = max(take, self.popped[len(self.maxima) - places] + 1)
-                self.maxima.append(take + keys + self.score)
-            self.next_score = take + keys + 1
-        self.released[0].append(take + keys)
+    def _score(self, row: Row) -> None:
+        keys, places = row.keys, self.config.maximum_depth
+        take = max(self.next_score, self.loaded[0][-1] + 1)
+        self.scored += keys
+        if self.scored > self.config.score_depth:
+            while self.freed[self.oldest_freed][0] < self.scored - self.config.score_depth:
+                self.oldest_freed += 1
+            take = max(take, self.freed[self.oldest_freed][1] + 1)
+        if self.prefill or row.last:
+            if len(self.maxima) >= places:
+                take = max(take, self.popped[len(self.maxima) - places] + 1)
+            self.maxima.append(take + keys + self.score)
+        self.next_score = take + keys + 1
+        if row.tile_end:
+            self.released[0].append(take + keys)
 
-    def _attend(self, tile: Tile) -> None:
-        loaded = self.loaded[1][-1]
-        beats = self.config.head_beats
-        freed = self.freed[-1][0] if self.freed else 0
-        for keys, row_begin, row_end in zip(tile.keys, tile.first, tile.last, strict=True):
-            take = max(self.next_softmax, loaded + 1, self.weights_end[-2] + 1, self.sums_end[-2] + 1)
-            if self.prefill or row_begin:
-                take = max(take, self.maxima[len(self.popped)] + 1)
-                self.popped.append(take)
-            self.items.append(take)
-            end = take + keys
-            self.next_softmax = end + 1
-            freed += keys
-            self.freed.append((freed, end))
+    def _attend(self, row: Row) -> None:
+        keys, beats = row.keys, self.config.head_beats
+        take = max(self.next_softmax, self.loaded[1][-1] + 1, self.weights_end[-2] + 1, self.sums_end[-2] + 1)
+        if self.prefill or row.first:
+            take = max(take, self.maxima[len(self.popped)] + 1)
+            self.popped.append(take)
+        self.items.append(take)
+        end = take + keys
+        self.next_softmax = end + 1
+        self.freed.append(((self.freed[-1][0] if self.freed else 0) + keys, end))
 
-            self.quotient = max(end + WEIGHT, self.quotient) + 1 + DIVSQRT
-            self.summed = max(end + SUMS, self.summed) + 1 + self.denominator
-            self.inverse = max(self.summed, self.inverse) + 1 + DIVSQRT
-            self.sums_end.append(self.summed)
+        self.quotient = max(end + WEIGHT, self.quotient) + 1 + DIVSQRT
+        self.summed = max(end + SUMS, self.summed) + 1 + self.denominator
+        self.inverse = max(self.summed, self.inverse) + 1 + DIVSQRT
+        self.sums_end.append(self.summed)
 
-            product = max(self.quotient + 1, self.next_product, self.outputs[-2] + 1)
-            end = product + keys
-            self.next_product = end + 1
-            self.weights_end.append(end)
+        end = max(self.quotient + 1, self.next_product, self.outputs[-2] + 1) + keys
+        self.next_product = end + 1
+        self.weights_end.append(end)
+        if row.tile_end:
+            self.released[1].append(end + CODE - 1)
 
-            output = max(end + CODE + 2, self.inverse + 1, self.next_output)
-            if row_end:
-                # Two heads' values fit the queue: the beat that makes room for this one's last is two heads back.
-                if len(self.values) >= 2 * beats:
-                    output = max(output, self.values[len(self.values) - beats - 1] + 1)
-                self.values += self.sink.take(output + 1 + VALUE, beats)
-            self.outputs.append(output)
-            self.next_output = output + beats + UPDATE + 1
-        self.released[1].append(end + CODE - 1)
+        output = max(end + CODE + 2, self.inverse + 1, self.next_output)
+        if row.last:
+            # Two heads' values fit the queue: the beat that makes room for this one's last is two heads back.
+            if len(self.values) >= 2 * beats:
+                output = max(output, self.values[len(self.values) - beats - 1] + 1)
+            self.values += self.sink.take(output + 1 + VALUE, beats)
+        self.outputs.append(output)
+        self.next_output = output + beats + UPDATE + 1
 
 
-@lru_cache(maxsize=4096)
-def _tiles(config: AttentionConfig, tokens: int, position: int) -> tuple[Tile, ...]:
+def _tiles(config: AttentionConfig, tokens: int, position: int) -> list[Tile]:
     """Tiles in order of work."""
     TL, end = config.key_tile, position + tokens
     tiles = []
     for base in range(0, end, TL):
-        spans = [position + token + 1 - base for token in range(tokens) if position + token >= base]
-        newest, oldest = [span <= TL for span in spans], [base == 0] * len(spans)
-        first, last = (newest, oldest) if tokens != 1 else (oldest, newest)
-        rows = ([value for value in column for _ in range(config.group)] for column in ([min(span, TL) for span in spans], first, last))
-        tiles.append(Tile(min(TL, end - base), *rows))
-    return tuple(tiles if tokens == 1 else reversed(tiles))
+        spans = [position + token + 1 - base for token in range(tokens) if position + token >= base for _ in range(config.group)]
+        rows = []
+        for i, span in enumerate(spans):
+            newest, oldest = span <= TL, base == 0
+            first, last = (newest, oldest) if tokens != 1 else (oldest, newest)
+            rows.append(Row(min(span, TL), first, last, i == len(spans) - 1))
+        tiles.append(Tile(min(TL, end - base), rows))
+    return tiles if tokens == 1 else tiles[::-1]
 
 
 @dataclass(frozen=True)
