@@ -394,6 +394,9 @@ def test_a_program_survives_its_folder(tmp_path: Path, seed: int) -> None:
     np.testing.assert_array_equal(given(back.image), given(program.image))
     with pytest.raises(ModelError, match=r"no usable program\.json"):
         Program.load(tmp_path)
+    (tmp_path / "program.json").write_text('{"instructions": []}')
+    with pytest.raises(ModelError, match=r"no usable program\.json \(KeyError: 'shape'\)"):
+        Program.load(tmp_path)
     with pytest.raises(ModelError, match="only the shape is known"):
         compile_model(shape_of("bitnet"), core_of("tiny")).read(0, 1)
 

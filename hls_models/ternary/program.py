@@ -126,21 +126,21 @@ class Program:
     @classmethod
     def load(cls, folder: Path) -> Program:
         """Inverse of ``save``; the image is mapped, not read."""
+        image = folder / "memory.bin"
         try:
             facts = json.loads((folder / "program.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise ModelError(f"{folder}: no usable program.json ({error}); make one with `lutra compile`") from None
-        words = facts["instructions"]
-        instructions = tuple(Instruction(Unit(w["unit"]), w["fields"], When(w["when"]), Semaphore(w["wait"]), Semaphore(w["signal"])) for w in words)
-        image = folder / "memory.bin"
-        return cls(
-            shape=ModelShape.model_validate(facts["shape"]),
-            beat_bytes=facts["beat_bytes"],
-            instructions=instructions,
-            labels=tuple(w["label"] for w in words),
-            regions=tuple(Region(**r) for r in facts["regions"]),
-            image=np.memmap(image, np.uint8, "r") if image.exists() else None,
-        )
+            words = facts["instructions"]
+            return cls(
+                shape=ModelShape.model_validate(facts["shape"]),
+                beat_bytes=facts["beat_bytes"],
+                instructions=tuple(Instruction(Unit(w["unit"]), w["fields"], When(w["when"]), Semaphore(w["wait"]), Semaphore(w["signal"])) for w in words),
+                labels=tuple(w["label"] for w in words),
+                regions=tuple(Region(**r) for r in facts["regions"]),
+                image=np.memmap(image, np.uint8, "r") if image.exists() else None,
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            raise ModelError(f"{folder}: no usable program.json ({reason}); make one with `lutra compile`") from None
 
 
 def _numbers(instruction: Instruction) -> dict[str, Any]:
