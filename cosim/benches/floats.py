@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bench of rtl/floats.py and rtl/functions.py: every component and format in one top, held against hls_models bit for bit and cycle for cycle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -12,13 +13,13 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
-from lutra.cosim.harness import Bench, Stimulus, compare
+from lutra.cosim.harness import Bench, Fault, Stimulus, compare
 from lutra.hls_models import floats, functions
 from lutra.hls_models.floats import BF16, E8M11, FP16, FP32, FloatFormat
 from lutra.rtl import floats as rtl_floats
 from lutra.rtl import functions as rtl_functions
 
-__all__ = ["E4M3", "Case", "StreamedPipeline", "bench", "check", "check_divsqrt", "configurations", "pairs", "patterns"]
+__all__ = ["E2M1", "E4M3", "E8M12", "Case", "StreamedPipeline", "bench", "built", "check", "check_divsqrt", "configurations", "pairs", "patterns"]
 
 Bits = NDArray[np.uint32]
 
@@ -204,6 +205,15 @@ def bench(cases: dict[str, Case]) -> Bench:
     return made
 
 
+@cache
+def built() -> tuple[Bench, dict[str, Case]]:
+    """The bench with all configurations, built once per process, and its cases."""
+    cases = configurations()
+    made = bench(cases)
+    made.build()
+    return made, cases
+
+
 def _pack(operands: list[Bits], widths: list[int]) -> NDArray[np.uint64]:
     words = np.zeros(len(operands[0]), np.uint64)
     for i, operand in enumerate(operands):
@@ -218,12 +228,13 @@ def _payloads(operands: list[Bits], widths: list[int]) -> Any:
     return np.stack([low & np.uint64(0xFFFFFFFF), low >> np.uint64(32), operands[2]], axis=1).astype(np.uint32)
 
 
-def check(made: Bench, cases: dict[str, Case], rng: np.random.Generator, count: int, exhaustive: int) -> int:
+def check(made: Bench, cases: dict[str, Case], rng: np.random.Generator, count: int, exhaustive: int, faults: Sequence[Fault] = ()) -> int:
     """All pipelines on about 5 * ``count`` operands each, on all that there are where these have at most ``exhaustive`` bits; returns the words compared."""
     everything = {name: (case, _stimulate(case, rng, count, exhaustive)) for name, case in cases.items()}
     stimuli = {name: {"operands": Stimulus(_payloads(operands, case.widths))} for name, (case, operands) in everything.items()}
     lengths = {name: len(operands[0]) for name, (_, operands) in everything.items()}
-    recordings = made.run(stimuli=stimuli, beats={name: {"result": n} for name, n in lengths.items()}, max_cycles=max(lengths.values()) + 100)
+    beats = {name: {"result": n} for name, n in lengths.items()}
+    recordings = made.run(stimuli=stimuli, beats=beats, max_cycles=max(lengths.values()) + 100, faults=faults)
     words = 0
     for name, (case, operands) in everything.items():
         start = np.arange(lengths[name])
@@ -232,7 +243,7 @@ def check(made: Bench, cases: dict[str, Case], rng: np.random.Generator, count: 
     return words
 
 
-def check_divsqrt(made: Bench, rng: np.random.Generator, count: int) -> int:
+def check_divsqrt(made: Bench, rng: np.random.Generator, count: int, faults: Sequence[Fault] = ()) -> int:
     """The serial divider on ``count`` operations with idle cycles and back-pressure; returns the words compared."""
     a, b = pairs(FP32, FP32, rng, 4 * count)
     picked = rng.choice(len(a), count, replace=False)
@@ -252,6 +263,7 @@ def check_divsqrt(made: Bench, rng: np.random.Generator, count: int) -> int:
         ready={"divsqrt": {"result": ready}},
         beats={"divsqrt": {"result": count}},
         max_cycles=100 * count,
+        faults=faults,
     )["divsqrt"]
     golden = np.where(root, floats.sqrt(FP32, a), floats.div(FP32, a, b))
     compare("divsqrt.operands", None, starts, recordings["operands"])
