@@ -266,5 +266,6 @@ def check_divsqrt(made: Bench, rng: np.random.Generator, count: int, faults: Seq
         faults=faults,
     )["divsqrt"]
     golden = np.where(root, floats.sqrt(FP32, a), floats.div(FP32, a, b))
+    words = compare("divsqrt.result", golden, ends, recordings["result"])
     compare("divsqrt.operands", None, starts, recordings["operands"])
-    return compare("divsqrt.result", golden, ends, recordings["result"])
+    return words
