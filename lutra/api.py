@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,18 +94,20 @@ def cosim(run: str | Path, *, seed: int = 1, tokens: int = 32, prompt: str | Non
     text = DEFAULT_PROMPT if prompt is None else prompt
     ids = tokenizer.encode(text)
     _check_length(spec, len(ids), tokens)
-    writer = _Writer(tokenizer, on_text)
-    writer.prompt(text)
+    writer = _Writer(tokenizer, text, on_text)
     with update_run(opened, command="cosim") as draft:
         draft.seeds["cosim"] = seed
         draft.inputs["prompt"] = {"tokens": len(ids), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        with step("simulating the RTL") as update:
+        with ExitStack() as bar:
+            update = bar.enter_context(step("simulating the RTL"))
 
             def on_token(token: int) -> None:
+                if on_text is not None:
+                    bar.close()  # from here on the text itself is the progress
                 writer.token(token)
                 update(len(writer.ids), tokens)
 
-            result = engine.simulate(spec, program, ids, tokens, seed=seed, waves=waves, folder=draft.path, on_token=on_token)
+            result = engine.simulate(spec, program, ids, tokens, stop=tokenizer.stop, seed=seed, waves=waves, folder=draft.path, on_token=on_token)
         predicted = int(result.timing.end[-1])
         words = {"words_compared": result.words_compared, "words_mismatched": result.words_mismatched}
         rtl = RtlFigures(simulated=True, **words, cycles_predicted=predicted, cycles_measured=result.cycles_measured)
@@ -246,18 +248,16 @@ def write_file(path: str | Path, text: str) -> None:
 
 
 class _Writer:
-    """Turns token ids into text as they come: what a new id adds to the text so far."""
+    """Turns token ids into text as they come: the prompt with the first, then what a new id adds to the text so far."""
 
-    def __init__(self, tokenizer: "Tokenizer", on_text: OnText | None) -> None:
-        self.tokenizer, self.on_text = tokenizer, on_text
+    def __init__(self, tokenizer: "Tokenizer", prompt: str, on_text: OnText | None) -> None:
+        self.tokenizer, self.prompt, self.on_text = tokenizer, prompt, on_text
         self.ids: list[int] = []
         self.shown = ""
 
-    def prompt(self, text: str) -> None:
-        if self.on_text:
-            self.on_text(text)
-
     def token(self, token: int) -> None:
+        if self.on_text and not self.ids:
+            self.on_text(self.prompt)
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
         if self.on_text and not text.endswith("\ufffd"):  # half a character: wait for the rest

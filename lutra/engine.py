@@ -6,7 +6,7 @@ What they import is heavy, so it is imported where it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +75,19 @@ def simulate(
     ids: Sequence[int],
     tokens: int,
     *,
+    stop: Collection[int],
     seed: int,
     waves: bool,
     folder: Path,
     on_token: Callable[[int], None],
 ) -> Simulated:
-    """The RTL in Verilator beside golden and cycle model; logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id."""
+    """The RTL in Verilator beside golden and cycle model: ``tokens`` ids after the prompt ``ids``, fewer where one of ``stop`` comes.
+
+    Logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id.
+    """
     from lutra.cosim import core
 
-    return core.simulate(spec, program, ids, tokens, seed=seed, waves=waves, folder=folder, on_token=on_token)
+    return core.simulate(spec, program, ids, tokens, stop=stop, seed=seed, waves=waves, folder=folder, on_token=on_token)
 
 
 def forward(model: Any, spec: CoreSpec, program: Program, ids: np.ndarray, update: Callable[[int, int], None]) -> tuple[np.ndarray, np.ndarray]:
