@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bench of rtl/ternary/loader.py (and, in the same top, of rtl/ternary/head.py): random loads, latencies and stalls against golden values and cycles."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.cosim.benches import head
+from lutra.cosim.benches.head import Case, trace
+from lutra.cosim.harness import Bench, Stimulus
+from lutra.hls_models.streams import pack
+from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
+from lutra.hls_models.ternary.loader import PARAM_BITS, Load, LoaderConfig, LoaderStimulus
+from lutra.rtl.ternary.head import Head
+from lutra.rtl.ternary.loader import Loader
+
+__all__ = ["bench", "case", "configurations", "loads"]
+
+
+def bench(seed: int) -> Bench:
+    """Both blocks' configurations of a seed: loaders ``l0`` …, heads ``h0`` …, one Verilated top."""
+    both = Bench("loader and head")
+    for i, loader in enumerate(configurations(seed)):
+        both.add(f"l{i}", Loader(loader))
+    for i, one in enumerate(head.configurations(seed)):
+        both.add(f"h{i}", Head(one))
+    return both
+
+
+def configurations(seed: int, count: int = 12) -> list[LoaderConfig]:
+    """The smallest loader, one like the tiny preset's, the rest drawn from the seed."""
+    rng = np.random.default_rng(seed)
+    found = [
+        LoaderConfig(
+            beat_bytes=6,
+            vector_lanes=2,
+            hidden=2,
+            ring_rows=1,
+            params_rows=1,
+            rope_rows=1,
+            rows_beats=2,
+            embed_beats=2,
+            head_beats=2,
+            outstanding=1,
+            instructions=1,
+        ),
+        LoaderConfig(beat_bytes=36, vector_lanes=4, hidden=160, ring_rows=48, params_rows=40, rope_rows=32),
+    ]
+    while len(found) < count:
+        lanes = int(rng.choice([2, 4, 8]))
+        beat = lanes * int(rng.integers(3, 40 // lanes + 1))
+        rows = beat // (3 * lanes)
+        found.append(
+            LoaderConfig(
+                beat_bytes=beat,
+                vector_lanes=lanes,
+                hidden=lanes * int(rng.integers(1, 24)),
+                row_beats=int(rng.integers(1, 4)),
+                ring_rows=int(rng.integers(1, 40)),
+                params_rows=int(rng.integers(rows, rows + 20)),
+                rope_rows=int(rng.integers(rows, rows + 20)),
+                rows_beats=int(rng.integers(2, 10)),
+                embed_beats=int(rng.integers(2, 10)),
+                head_beats=int(rng.integers(2, 10)),
+                outstanding=int(rng.integers(1, 20)),
+                instructions=int(rng.integers(1, 9)),
+            )
+        )
+    return found
+
+
+def loads(config: LoaderConfig, rng: np.random.Generator, count: int) -> list[Load]:
+    """Loads of every target and mode, one beat to some forty."""
+    found = []
+    for _ in range(count):
+        target, mode = LoadTarget(int(rng.integers(5))), LoadMode(int(rng.integers(3)))
+        tokens = int(rng.integers(1, 5))
+        size = int(rng.choice([1, 2, int(rng.integers(1, 40))])) if mode == LoadMode.DIRECT else int(rng.integers(1, 8))
+        rows = 0
+        if target in (LoadTarget.PARAMS, LoadTarget.ROPE):
+            rows = size
+            size = -(-rows // config.rows_per_beat)
+        elif target == LoadTarget.WEIGHTS:
+            size = config.row_beats * min(size, 20)
+        elif target == LoadTarget.EMBED:
+            size = config.table_beats
+        found.append(Load(target, mode, int(rng.integers(1 << 32)), size, rows, tokens, int(rng.integers(1 << 16))))
+    return found
+
+
+def _delays(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """None, a constant, or random ones."""
+    constant, random = rng.integers(0, 12), rng.integers(0, rng.choice([2, 20]), count)
+    return np.full(count, constant) if rng.random() < 0.3 else random
+
+
+def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12) -> Case:
+    """Random loads with random memory, latencies, holding times of the rings, and stalls."""
+    todo = loads(config, rng, instructions)
+    ids = [rng.integers(0, 1 << 20, load.tokens) if load.mode == LoadMode.TOKEN else None for load in todo]
+    addresses = [config.addresses(load, one) for load, one in zip(todo, ids, strict=True)]
+    memory = [rng.integers(0, 256, (len(one), config.beat_bytes), dtype=np.uint8) for one in addresses]
+    stimulus = LoaderStimulus(
+        instr=np.cumsum(rng.integers(0, rng.choice([1, 10, 60]), instructions)),
+        id=_delays(rng, 100),
+        data=_delays(rng, 1000),
+        freed={target: _delays(rng, 1000) for target in (LoadTarget.WEIGHTS, LoadTarget.PARAMS, LoadTarget.ROPE)},
+        ready={name: trace(rng) for name in ("read", "id_request", "params", "rope", "embed", "head", "done")},
+    )
+    times = config.cycles(todo, stimulus)
+    words: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("instr", "data", "read", "id_request", "id", *(t.name.lower() for t in LoadTarget))}
+    for load, one, where, beats in zip(todo, ids, addresses, memory, strict=True):
+        words["instr"].append(pack(*((np.array([getattr(load, f.name)]), f.bits) for f in UNIT_FIELDS[Unit.LOADER] + PASS_FIELDS)))
+        words["data"].append(pack((beats, 8)))
+        words["read"].append(pack((where, 32)))
+        if one is not None:
+            words["id"].append(pack((one, 20)))
+            words["id_request"].append(pack(((load.position + np.arange(load.tokens)) & 0xFFFF, 16)))
+        if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
+            payload = pack((config.rows(load, beats), PARAM_BITS))
+        elif load.target == LoadTarget.EMBED:
+            codes, scales = config.embedding(load, beats)
+            units = config.hidden // config.vector_lanes
+            payload = pack((codes.reshape(-1, config.vector_lanes), 8), (np.repeat(scales, units), 32))
+        else:
+            payload = pack((beats, 8))
+        words[load.target.name.lower()].append(payload)
+    zeros = {name: [np.zeros((len(times[name]), 1), np.uint32)] for name in ("done", "weights_freed", "params_freed", "rope_freed")}
+    joined = {name: np.concatenate(parts) if parts else np.zeros((0, 1), np.uint32) for name, parts in (words | zeros).items()}
+    # What answers a cause is offered when the model says that it is taken: before that, its cause may not have come.
+    inputs = {name: Stimulus(joined[name], times[name]) for name in ("id", "data", "weights_freed", "params_freed", "rope_freed") if len(times[name])}
+    return Case(
+        stimuli=inputs | {"instr": Stimulus(joined["instr"], stimulus.instr)},
+        ready=dict(stimulus.ready),
+        expected={name: (joined[name], cycles) for name, cycles in times.items()},
+    )

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HEAD: int8 language-model head, greedy choice and the k best scores (docs/architecture.md, 2.9).
+
+Order of scores: as reals, -0 equal to +0, a NaN below everything; equal scores: the lower id first.
+
+Times (handshake cycles unless said):
+
+    codes    taken in any cycle in which no instruction runs; a row overwrites the one before
+    instr i  -> rows from i+1, one beat per clock; codes again once the instruction ended
+    last table beat r -> token from r + ``latency``: multiply 1 after the beat and code registers, adder tree ceil(log2 B), accumulate 1, IntToFloat,
+                FloatMul, candidate register 1, insertion 1
+    token t  -> best from t+1, min(k, vocabulary) beats; done from t+1
+    next instruction (and codes) from max(last best, done) + 1
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, model_validator
+
+from lutra.hls_models import floats
+from lutra.hls_models.config import Config
+from lutra.hls_models.floats import FLOAT_LATENCY, FP32
+from lutra.hls_models.streams import Ready, handshakes
+
+__all__ = ["HeadConfig", "HeadInstruction", "HeadStimulus", "HeadTiming"]
+
+Cycles = NDArray[np.int64]
+
+
+def _rank(scores: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Keys that order fp32 bits like the reals: -0 and +0 alike, NaN 0. The RTL compares the same keys."""
+    magnitude = scores & np.uint32(FP32.magnitude)
+    keys = np.where((scores & np.uint32(FP32.sign) != 0) & (magnitude != 0), ~scores, scores | np.uint32(FP32.sign))
+    return np.where(magnitude > FP32.infinity, 0, keys).astype(np.uint32)
+
+
+class HeadInstruction(NamedTuple):
+    """What the HEAD reads of its instruction."""
+
+    vocabulary: int
+    row_beats: int
+
+
+class HeadStimulus(NamedTuple):
+    """What surrounds an instruction: earliest cycles of its codes (all rows before it), of itself and of its table rows, in clocks after what they wait for.
+
+    ``codes`` (beats,) and ``rows`` (beats,) count from the clock after the previous instruction's handshake (from 0 for the first), ``instr`` from the clock
+    after the last code's, as FINAL makes sure in the core; without codes (the stored row serves again) like the others.
+    """
+
+    codes: Cycles
+    instr: int
+    rows: Cycles
+
+
+class HeadConfig(Config):
+    """Sizes of the head, with its golden values and cycles."""
+
+    beat_bytes: int = Field(ge=6, le=512, description="memory port width in bytes (B): multiply-accumulates per clock")
+    vector_lanes: int = Field(ge=2, le=64, description="codes per beat of the vector unit (V)")
+    hidden: int = Field(ge=2, le=1 << 16, description="codes of a row")
+    best: int = Field(default=8, ge=1, le=64, description="scores kept, best first (k)")
+
+    @property
+    def scale_units(self) -> int:
+        """Units of V bytes that the fp32 scale of a table row takes (its upper bytes are zero)."""
+        return -(-4 // self.vector_lanes)
+
+    @property
+    def row_beats(self) -> int:
+        """Beats of one table row: the scale's units, then the codes, padded with zeros."""
+        return -(-(self.scale_units * self.vector_lanes + self.hidden) // self.beat_bytes)
+
+    @property
+    def tree_levels(self) -> int:
+        """Registered levels of the adder tree."""
+        return (self.beat_bytes - 1).bit_length()
+
+    @property
+    def dot_bits(self) -> int:
+        """Width of the accumulator: any sum of ``hidden`` products of two signed bytes."""
+        return (self.hidden << 14).bit_length() + 1
+
+    @property
+    def latency(self) -> int:
+        """Clocks from the handshake of the last table beat to the first cycle of ``token``: one for each register on the way."""
+        beat, product, accumulator, candidate, insertion = 1, 1, 1, 1, 1
+        return beat + product + self.tree_levels + accumulator + FLOAT_LATENCY["from_int"] + FLOAT_LATENCY["mul"] + candidate + insertion
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HeadConfig":
+        v, b = self.vector_lanes, self.beat_bytes
+        if b % v:
+            raise ValueError(f"beat_bytes must be a multiple of vector_lanes = {v}, not {b}; nearest: {-(-b // v) * v}")
+        if b < 3 * v:
+            raise ValueError(f"beat_bytes must be at least 3 * vector_lanes = {3 * v}, not {b}")
+        if self.hidden % v:
+            raise ValueError(f"hidden must be a multiple of vector_lanes = {v}, not {self.hidden}; nearest: {-(-self.hidden // v) * v}")
+        return self
+
+    # Values
+
+    def pack_table(self, codes: ArrayLike, scales: ArrayLike) -> NDArray[np.uint8]:
+        """Table (vocabulary, row_beats * B) uint8 of int8 codes (vocabulary, hidden) and fp32 values (vocabulary,); embedding and head share it."""
+        rows = np.asarray(codes, np.int8)
+        out = np.zeros((len(rows), self.row_beats * self.beat_bytes), np.uint8)
+        out[:, :4] = np.ascontiguousarray(scales, "<f4").view(np.uint8).reshape(-1, 4)
+        skip = self.scale_units * self.vector_lanes
+        out[:, skip : skip + self.hidden] = rows.view(np.uint8)
+        return out
+
+    def unpack_table(self, table: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
+        """Codes (vocabulary, hidden) and scales (vocabulary,), fp32 bits, of a table."""
+        skip = self.scale_units * self.vector_lanes
+        return table[:, skip : skip + self.hidden].view(np.int8), np.ascontiguousarray(table[:, :4]).view("<u4")[:, 0]
+
+    def scores(self, codes: ArrayLike, table_codes: ArrayLike, scales: ArrayLike) -> NDArray[np.uint32]:
+        """fp32 bits (…, vocabulary) of int8 codes (…, hidden): f32(f32(dot) * scale); ``scales`` (vocabulary,) are fp32 bits."""
+        # Products of bytes sum exactly in float64, whatever the order, and float64 products are the fast ones.
+        dot = np.asarray(codes, np.float64) @ np.asarray(table_codes, np.float64).T
+        return floats.mul(FP32, floats.from_float64(FP32, dot), FP32, np.asarray(scales, np.uint32), FP32)
+
+    def choose(self, scores: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """The min(k, vocabulary) best of scores (vocabulary,): ids and scores, best first; the first is the greedy choice."""
+        ids = np.argsort(~_rank(scores), kind="stable")[: self.best]
+        return ids, scores[ids]
+
+    # Cycles
+
+    def cycles(
+        self, instructions: Sequence[HeadInstruction], stimuli: Sequence[HeadStimulus], ready: Mapping[str, NDArray[np.bool_]] | None = None
+    ) -> tuple[dict[str, Cycles], dict[str, Cycles]]:
+        """(offered, handshakes): earliest cycles of every input beat and handshakes of every port; ``ready`` traces belong to token, best and done."""
+        traces = {name: Ready((ready or {}).get(name)) for name in ("token", "best", "done")}
+        offered: dict[str, list[Cycles]] = {name: [] for name in ("instr", "codes", "rows")}
+        taken: dict[str, list[Cycles]] = {name: [] for name in ("instr", "codes", "rows", "token", "best", "done")}
+        free, start = 0, -1
+        for instruction, stimulus in zip(instructions, stimuli, strict=True):
+            offers = {"codes": stimulus.codes + start + 1, "rows": stimulus.rows + start + 1}
+            codes = handshakes(offers["codes"], start=free)
+            offers["instr"] = np.array([stimulus.instr + (int(codes[-1]) if len(codes) else start) + 1])
+            start = max(free, int(offers["instr"][0]))
+            rows = handshakes(offers["rows"], start=start + 1)
+            token = int(traces["token"].next_ready(rows[-1] + self.latency))
+            best = handshakes(np.full(min(self.best, instruction.vocabulary), token + 1), traces["best"])
+            done = int(traces["done"].next_ready(token + 1))
+            free = max(int(best[-1]), done) + 1
+            for name, cycles in offers.items():
+                offered[name].append(cycles)
+            for name, value in {"instr": start, "codes": codes, "rows": rows, "token": token, "best": best, "done": done}.items():
+                taken[name].append(np.atleast_1d(np.asarray(value, np.int64)))
+        offered_all, taken_all = ({name: np.concatenate(parts) for name, parts in ports.items()} for ports in (offered, taken))
+        return offered_all, taken_all
+
+
+class HeadTiming:
+    """Cycles of a head whose outputs are always taken (the core's), one instruction at a time.
+
+    Parameters
+    ----------
+    config
+        The head.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        self.config = config
+        self.free = 0
+        """First cycle in which the next instruction (or a code beat) can be taken."""
+
+    def start(self, not_before: int) -> int:
+        """Handshake of an instruction offered from ``not_before`` on; its table rows are taken from one later, one per clock."""
+        return max(not_before, self.free)
+
+    def finish(self, vocabulary: int, last_row: int) -> tuple[int, int]:
+        """(token, done) handshakes of the instruction whose last table beat was taken at ``last_row``."""
+        token = last_row + self.config.latency
+        self.free = token + 1 + min(self.config.best, vocabulary)
+        return token, token + 1

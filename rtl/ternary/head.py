@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HEAD: int8 language-model head, greedy choice and the k best scores."""
+
+from amaranth import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lutra.hls_models.floats import FP32
+from lutra.hls_models.ternary.head import HeadConfig
+from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, Unit
+from lutra.rtl.floats import FloatMul, IntToFloat
+
+__all__ = ["Head"]
+
+
+def _delay(m: Module, name: str, value: Value, clocks: int, *, reset_less: bool = True) -> Value:
+    for stage in range(clocks):
+        register = Signal(Value.cast(value).shape(), name=f"{name}_{stage}", reset_less=reset_less)
+        m.d.sync += register.eq(value)
+        value = register
+    return value
+
+
+def _rank(score: Value) -> Value:
+    """Unsigned key that orders fp32 bits like the reals: -0 and +0 alike, NaN lowest (as in the golden model)."""
+    magnitude = score[: FP32.bits - 1]
+    return Mux(magnitude > FP32.infinity, 0, Mux(score[-1] & magnitude.any(), ~score, score | FP32.sign)[: FP32.bits])
+
+
+class _Dot(wiring.Component):
+    """B multiply-accumulates per clock: codes (the code memory's output) times a table beat, summed over the beats of a row.
+
+    Takes operands in every clock in which ``valid`` is 1; ``latency`` from operands to ``dot``: multiply, tree levels, accumulate. ``first`` starts a sum.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        self._config = config
+        self.latency = 2 + config.tree_levels
+        lanes = data.ArrayLayout(signed(8), config.beat_bytes)
+        super().__init__({"codes": In(lanes), "row": In(lanes), "valid": In(1), "first": In(1), "dot": Out(signed(config.dot_bits))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        level: list[Value] = []
+        for i in range(self._config.beat_bytes):
+            product = Signal(signed(16), name=f"product_{i}", reset_less=True)
+            m.d.sync += product.eq(self.codes[i] * self.row[i])
+            level.append(product)
+        for depth in range(self._config.tree_levels):
+            sums: list[Value] = []
+            for i in range(0, len(level), 2):
+                pair = level[i : i + 2]
+                total = Signal(signed(17 + depth), name=f"sum_{depth}_{i // 2}", reset_less=True)
+                m.d.sync += total.eq(pair[0] + pair[1] if len(pair) == 2 else pair[0])
+                sums.append(total)
+            level = sums
+        first, valid = (_delay(m, name, value, 1 + self._config.tree_levels) for name, value in (("first", self.first), ("valid", self.valid)))
+        with m.If(valid):
+            m.d.sync += self.dot.eq(Mux(first, 0, self.dot) + level[0])
+        return m
+
+
+class _Best(wiring.Component):
+    """Sorted list of the k best (id, score); empty entries have ``valid`` 0 and stand at the end.
+
+    ``insert`` puts a candidate before every worse entry and behind its equals in one clock; ``shift`` removes the first entry. Not both at once.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        self._depth = config.best
+        self.entry = data.StructLayout({"id": 20, "score": 32})
+        super().__init__({"insert": In(1), "candidate": In(self.entry), "shift": In(1), "first": Out(self.entry), "valid": Out(1), "more": Out(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        k = self._depth
+        entries = [Signal(self.entry, name=f"entry_{i}", reset_less=True) for i in range(k)]
+        valid = Signal(k)
+        rank = _rank(self.candidate.score)
+        wins = Signal(k)
+        m.d.comb += wins.eq(Cat(~valid[i] | (rank > _rank(entry.score)) for i, entry in enumerate(entries)))
+        with m.If(self.insert):
+            m.d.sync += valid.eq(Cat(1, valid)[:k])
+            for i, entry in enumerate(entries):
+                with m.If(wins[i]):
+                    m.d.sync += entry.eq(Mux(wins[i - 1], entries[i - 1].as_value(), self.candidate.as_value()) if i else self.candidate)
+        with m.Elif(self.shift):
+            m.d.sync += valid.eq(valid >> 1)
+            m.d.sync += [entries[i].eq(entries[i + 1]) for i in range(k - 1)]
+        m.d.comb += [self.first.eq(entries[0]), self.valid.eq(valid[0]), self.more.eq(valid[1] if k > 1 else 0)]
+        return m
+
+
+class Head(wiring.Component):
+    """Scores every row of the table against the last row of codes: one beat of B multiply-accumulates per clock.
+
+    Times in ``lutra.hls_models.ternary.head``. ``rows`` is taken in every clock of an instruction until its last beat; ``codes`` while none runs. The
+    instruction must be offered after the last code of its pass was taken (semaphore FINAL).
+
+    Parameters
+    ----------
+    config : sizes.
+
+    Members
+    -------
+    instr : ``In(stream)`` of vocabulary, row_beats, tokens, position; the last two do not matter here. vocabulary >= 1.
+    codes : ``In(stream)`` of the vector unit's code beats; every row overwrites the one before, only codes, scale and ``last`` are looked at.
+    rows : ``In(stream)`` of table beats.
+    token : ``Out(stream)`` of id, score and activation_scale, one per instruction.
+    best : ``Out(stream)`` of id, score: min(k, vocabulary) per instruction, best first; a slow sink delays only the next instruction.
+    done : ``Out(stream)``, one beat (0) per instruction, offered once ``token`` is taken.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        self._config = config
+        code = data.StructLayout(
+            {
+                "codes": data.ArrayLayout(signed(8), config.vector_lanes),
+                "scale": 32,
+                "destination": 2,
+                "token": 8,
+                "group": 8,
+                "last": 1,
+                "group_last": 1,
+            }
+        )
+        super().__init__(
+            {
+                "instr": In(stream.Signature(data.StructLayout({f.name: unsigned(f.bits) for f in UNIT_FIELDS[Unit.HEAD] + PASS_FIELDS}))),
+                "codes": In(stream.Signature(code)),
+                "rows": In(stream.Signature(8 * config.beat_bytes)),
+                "token": Out(stream.Signature(data.StructLayout({"id": 20, "score": 32, "activation_scale": 32}))),
+                "best": Out(stream.Signature(data.StructLayout({"id": 20, "score": 32}))),
+                "done": Out(stream.Signature(1)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        m.submodules.dot = dot = _Dot(config)
+        m.submodules.to_float = to_float = IntToFloat(width=config.dot_bits, format=FP32)
+        m.submodules.scaled = scaled = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
+        m.submodules.best_list = best = _Best(config)
+        m.submodules.code_store = codes = memory.Memory(shape=8 * config.beat_bytes, depth=config.row_beats, init=[])
+        store, fetch = codes.write_port(granularity=8 * config.vector_lanes), codes.read_port()
+
+        # Codes stand as in a table row: behind the scale's units, which stay zero like the padding at the end.
+        units = config.beat_bytes // config.vector_lanes
+        unit, place = Signal(range(units), init=config.scale_units), Signal(range(config.row_beats))
+        activation_scale = Signal(32, reset_less=True)
+        idle = Signal()
+        m.d.comb += [
+            self.codes.ready.eq(idle),
+            store.addr.eq(place),
+            store.data.eq(self.codes.payload.codes.as_value().replicate(units)),
+            store.en.eq(Mux(self.codes.valid & idle, 1 << unit, 0)),
+        ]
+        with m.If(self.codes.valid & idle):
+            m.d.sync += activation_scale.eq(self.codes.payload.scale)
+            with m.If(self.codes.payload.last):
+                m.d.sync += [unit.eq(config.scale_units), place.eq(0)]
+            with m.Elif(unit == units - 1):
+                m.d.sync += [unit.eq(0), place.eq(place + 1)]
+            with m.Else():
+                m.d.sync += unit.eq(unit + 1)
+
+        # A table beat and the codes that it meets reach the multipliers together, one clock after the handshake.
+        rows_left, beat, last_beat = Signal(20, reset_less=True), Signal(16, reset_less=True), Signal(16, reset_less=True)
+        taken, row_end, instruction_end = Signal(), Signal(), Signal()
+        row, scale = Signal(8 * config.beat_bytes, reset_less=True), Signal(32, reset_less=True)
+        arrived, first, ended, final = Signal(), Signal(reset_less=True), Signal(), Signal(reset_less=True)
+        m.d.comb += [
+            taken.eq(self.rows.valid & self.rows.ready),
+            row_end.eq(beat == last_beat),
+            instruction_end.eq(rows_left == 1),
+            fetch.addr.eq(beat),
+            dot.codes.eq(fetch.data),
+            dot.row.eq(row),
+            dot.valid.eq(arrived),
+            dot.first.eq(first),
+            to_float.a.eq(dot.dot),
+            scaled.a.eq(to_float.y),
+            scaled.b.eq(_delay(m, "scale", scale, dot.latency + to_float.latency)),
+        ]
+        m.d.sync += [row.eq(self.rows.payload), arrived.eq(taken), first.eq(beat == 0), ended.eq(taken & row_end), final.eq(instruction_end)]
+        with m.If(taken):
+            m.d.sync += beat.eq(Mux(row_end, 0, beat + 1))
+            with m.If(beat == 0):
+                m.d.sync += scale.eq(self.rows.payload[:32])
+            with m.If(row_end):
+                m.d.sync += rows_left.eq(rows_left - 1)
+
+        # Scores come in order of their ids.
+        clocks = dot.latency + to_float.latency + scaled.latency + 1
+        insert = _delay(m, "insert", ended, clocks, reset_less=False)
+        last_insert = _delay(m, "last", final, clocks) & insert
+        candidate, score = Signal(20, reset_less=True), Signal(32, reset_less=True)
+        m.d.comb += [best.insert.eq(insert), best.candidate.id.eq(candidate), best.candidate.score.eq(score)]
+        m.d.sync += score.eq(scaled.y)
+        with m.If(insert):
+            m.d.sync += candidate.eq(candidate + 1)
+
+        m.d.comb += [
+            self.token.payload.id.eq(best.first.id),
+            self.token.payload.score.eq(best.first.score),
+            self.token.payload.activation_scale.eq(activation_scale),
+            self.best.payload.eq(best.first),
+        ]
+        with m.If(self.done.ready):
+            m.d.sync += self.done.valid.eq(0)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [idle.eq(1), self.instr.ready.eq(1)]
+                m.d.sync += [rows_left.eq(self.instr.payload.vocabulary), last_beat.eq(self.instr.payload.row_beats - 1), beat.eq(0), candidate.eq(0)]
+                with m.If(self.instr.valid):
+                    m.next = "ROWS"
+            with m.State("ROWS"):
+                m.d.comb += self.rows.ready.eq(1)
+                with m.If(taken & row_end & instruction_end):
+                    m.next = "DRAIN"
+            with m.State("DRAIN"), m.If(last_insert):
+                m.next = "TOKEN"
+            with m.State("TOKEN"):
+                m.d.comb += self.token.valid.eq(1)
+                with m.If(self.token.ready):
+                    m.d.sync += self.done.valid.eq(1)
+                    m.next = "BEST"
+            with m.State("BEST"):
+                m.d.comb += [self.best.valid.eq(best.valid), best.shift.eq(best.valid & self.best.ready)]
+                with m.If((~best.valid | (best.shift & ~best.more)) & (~self.done.valid | self.done.ready)):
+                    m.next = "IDLE"
+        return m

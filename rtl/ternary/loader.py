@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LOADER: fetches weights, parameters, rotary rows, embeddings and the head's table from memory."""
+
+from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
+from lutra.hls_models.ternary.loader import PARAM_BITS, LoaderConfig
+from lutra.rtl.streams import Queue
+
+__all__ = ["Loader"]
+
+WEIGHTS, ROWS, EMBED, HEAD = range(4)
+"""Kinds of data: where a beat goes, and whose room its request takes."""
+KINDS = {LoadTarget.WEIGHTS: WEIGHTS, LoadTarget.PARAMS: ROWS, LoadTarget.ROPE: ROWS, LoadTarget.EMBED: EMBED, LoadTarget.HEAD: HEAD}
+
+JOB = data.StructLayout({"target": 3, "address": 32, "beats": 24, "rows": 16, "last": 1})
+"""Consecutive beats to fetch, ``rows`` rows in them; ``last``: of its instruction."""
+
+
+def _credit(m: Module, name: str, *, initial: int, gain: Value, take: Value) -> Signal:
+    """A counter that starts at ``initial`` and never leaves 0 … initial."""
+    credit = Signal(range(initial + 1), init=initial, name=name)
+    m.d.sync += credit.eq(credit + gain - take)
+    return credit
+
+
+def _kind(target: Value) -> Value:
+    """Kind of a target; the table is as long as the field can count."""
+    return Cat(C(KINDS.get(LoadTarget(value), 0) if value < len(KINDS) else 0, 2) for value in range(8)).word_select(target, 2)
+
+
+class _Plan(wiring.Component):
+    """Turns an instruction into jobs: one, or one per token in modes TOKEN and POSITION. ``room``: one more instruction may start."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "room": In(1),
+                "instr": In(stream.Signature(data.StructLayout({f.name: unsigned(f.bits) for f in UNIT_FIELDS[Unit.LOADER] + PASS_FIELDS}))),
+                "id_request": Out(stream.Signature(16)),
+                "id": In(stream.Signature(20)),
+                "job": Out(stream.Signature(JOB)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        instr, job = self.instr.payload, self.job.payload
+        base, address = Signal(32, reset_less=True), Signal(32, reset_less=True)
+        beats, rows = Signal(24, reset_less=True), Signal(16, reset_less=True)
+        target, by_token, single = Signal(3, reset_less=True), Signal(reset_less=True), Signal(reset_less=True)
+        left = Signal(8, reset_less=True)
+        position, index = Signal(16, reset_less=True), Signal(20, reset_less=True)
+        product = Signal(32, reset_less=True)
+        m.d.comb += [
+            job.target.eq(target),
+            job.address.eq(address),
+            job.beats.eq(beats),
+            job.rows.eq(rows),
+            job.last.eq(single | (left == 1)),
+            self.id_request.payload.eq(position),
+        ]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.instr.ready.eq(self.room)
+                m.d.sync += [
+                    base.eq(instr.address),
+                    address.eq(instr.address),
+                    beats.eq(instr.beats),
+                    rows.eq(instr.rows),
+                    target.eq(instr.target),
+                    by_token.eq(instr.mode == LoadMode.TOKEN),
+                    single.eq(instr.mode == LoadMode.DIRECT),
+                    left.eq(instr.tokens),
+                    position.eq(instr.position),
+                    index.eq(instr.position),
+                ]
+                with m.If(self.instr.valid & self.room), m.Switch(instr.mode):
+                    with m.Case(LoadMode.TOKEN):
+                        m.next = "ASK"
+                    with m.Case(LoadMode.POSITION):
+                        m.next = "MULTIPLY"
+                    with m.Default():
+                        m.next = "JOB"
+            with m.State("ASK"):
+                m.d.comb += self.id_request.valid.eq(1)
+                with m.If(self.id_request.ready):
+                    m.next = "ID"
+            with m.State("ID"):
+                m.d.comb += self.id.ready.eq(1)
+                m.d.sync += index.eq(self.id.payload)
+                with m.If(self.id.valid):
+                    m.next = "MULTIPLY"
+            with m.State("MULTIPLY"):
+                m.d.sync += product.eq(index * beats[:16])
+                m.next = "ADD"
+            with m.State("ADD"):
+                m.d.sync += address.eq(base + product)
+                m.next = "JOB"
+            with m.State("JOB"):
+                m.d.comb += self.job.valid.eq(1)
+                with m.If(self.job.ready):
+                    m.d.sync += [left.eq(left - 1), position.eq(position + 1), address.eq(address + beats)]
+                    with m.If(job.last):
+                        m.next = "IDLE"
+                    with m.Elif(by_token):
+                        m.next = "ASK"
+        return m
+
+
+class _Issue(wiring.Component):
+    """Turns jobs into requests, one per clock while there is room, and notes for each what its data will be.
+
+    Members
+    -------
+    fire : ``Out(1)``, with ``note``: a request enters the ``read`` register.
+    answered : ``In(1)``: a beat of data arrived. popped : ``In(4)``: per kind, a beat left its queue.
+    """
+
+    def __init__(self, config: LoaderConfig, note: data.StructLayout) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "job": In(stream.Signature(JOB)),
+                "read": Out(stream.Signature(32)),
+                "weights_freed": In(stream.Signature(1)),
+                "params_freed": In(stream.Signature(1)),
+                "rope_freed": In(stream.Signature(1)),
+                "popped": In(4),
+                "answered": In(1),
+                "fire": Out(1),
+                "note": Out(note),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config, p = self._config, self._config.rows_per_beat
+        active, job = Signal(), Signal(JOB, reset_less=True)
+        ready, final, fire = Signal(), Signal(), self.fire
+        fired = {target: Signal(name=f"fired_{target.name.lower()}") for target in LoadTarget}
+        m.d.comb += [fired[target].eq(fire & (job.target == target)) for target in LoadTarget]
+        count = Signal(range(p + 1))
+        m.d.comb += [final.eq(job.beats == 1), count.eq(Mux(final, job.rows, p))]
+
+        freed = {LoadTarget.WEIGHTS: self.weights_freed, LoadTarget.PARAMS: self.params_freed, LoadTarget.ROPE: self.rope_freed}
+        m.d.comb += [port.ready.eq(1) for port in freed.values()]
+        weights = _credit(
+            m,
+            "weights_credit",
+            initial=config.ring_rows * config.row_beats,
+            gain=Mux(self.weights_freed.valid, config.row_beats, 0),
+            take=fired[LoadTarget.WEIGHTS],
+        )
+        params, rope = (
+            _credit(m, f"{t.name.lower()}_credit", initial=rows, gain=freed[t].valid, take=Mux(fired[t], count, 0))
+            for t, rows in ((LoadTarget.PARAMS, config.params_rows), (LoadTarget.ROPE, config.rope_rows))
+        )
+        depths = {ROWS: config.rows_beats, EMBED: config.embed_beats, HEAD: config.head_beats}
+        rooms = {
+            kind: _credit(
+                m,
+                f"room_{kind}",
+                initial=depth,
+                gain=self.popped[kind],
+                take=Cat(fired[target] for target, k in KINDS.items() if k == kind).any(),
+            )
+            for kind, depth in depths.items()
+        }
+        flight = _credit(m, "flight", initial=config.outstanding, gain=self.answered, take=fire)
+
+        room = Signal()
+        with m.Switch(job.target):
+            with m.Case(LoadTarget.WEIGHTS):
+                m.d.comb += room.eq(weights != 0)
+            with m.Case(LoadTarget.PARAMS):
+                m.d.comb += room.eq((params >= count) & (rooms[ROWS] != 0))
+            with m.Case(LoadTarget.ROPE):
+                m.d.comb += room.eq((rope >= count) & (rooms[ROWS] != 0))
+            with m.Case(LoadTarget.EMBED):
+                m.d.comb += room.eq(rooms[EMBED] != 0)
+            with m.Default():
+                m.d.comb += room.eq(rooms[HEAD] != 0)
+        m.d.comb += [
+            fire.eq(active & room & (flight != 0) & (~self.read.valid | self.read.ready)),
+            ready.eq(~active | (fire & final)),
+            self.job.ready.eq(ready),
+            self.note.kind.eq(_kind(job.target)),
+            self.note.rope.eq(job.target == LoadTarget.ROPE),
+            self.note.rows.eq(count - 1),
+            self.note.last.eq(final & job.last),
+        ]
+        with m.If(self.read.ready):
+            m.d.sync += self.read.valid.eq(0)
+        with m.If(fire):
+            m.d.sync += [
+                self.read.valid.eq(1),
+                self.read.payload.eq(job.address),
+                job.address.eq(job.address + 1),
+                job.beats.eq(job.beats - 1),
+                job.rows.eq(job.rows - p),
+            ]
+        with m.If(ready):
+            m.d.sync += [active.eq(self.job.valid), job.eq(self.job.payload)]
+        return m
+
+
+class _Rows(wiring.Component):
+    """Params and rope beats to rows, one per clock, lowest first; ``popped``: a beat is through, ``ended``: a load's last row left."""
+
+    def __init__(self, config: LoaderConfig, shape: data.StructLayout) -> None:
+        self._size = config.vector_lanes * PARAM_BITS
+        row = stream.Signature(self._size)
+        super().__init__({"beats": In(stream.Signature(shape)), "params": Out(row), "rope": Out(row), "popped": Out(1), "ended": Out(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        beat, note = self.beats.payload.beat, self.beats.payload.note
+        index = Signal.like(note.rows)
+        row, last = Signal(self._size, reset_less=True), Signal()
+        taken, load, final = Signal(), Signal(), Signal()
+        m.d.comb += [
+            taken.eq((self.params.valid & self.params.ready) | (self.rope.valid & self.rope.ready)),
+            load.eq(self.beats.valid & (taken | ~(self.params.valid | self.rope.valid))),
+            final.eq(index == note.rows),
+            self.beats.ready.eq(load & final),
+            self.popped.eq(load & final),
+            self.ended.eq(taken & last),
+            self.params.payload.eq(row),
+            self.rope.payload.eq(row),
+        ]
+        with m.If(taken):
+            m.d.sync += [self.params.valid.eq(0), self.rope.valid.eq(0)]
+        with m.If(load):
+            m.d.sync += [
+                self.params.valid.eq(~note.rope),
+                self.rope.valid.eq(note.rope),
+                row.eq(beat.word_select(index, self._size)),
+                last.eq(final & note.last),
+                index.eq(Mux(final, 0, index + 1)),
+            ]
+        return m
+
+
+class _Embed(wiring.Component):
+    """Table rows to beats of V codes with the row's scale beside each; ``popped``, ``ended`` as in ``_Rows``."""
+
+    def __init__(self, config: LoaderConfig, shape: data.StructLayout) -> None:
+        self._config = config
+        super().__init__({"beats": In(stream.Signature(shape)), "embed": Out(stream.Signature(_unit(config))), "popped": Out(1), "ended": Out(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        beat, note = self.beats.payload.beat, self.beats.payload.note
+        units, codes = config.beat_bytes // config.vector_lanes, config.hidden // config.vector_lanes
+        # The scale's units are skipped: a row's first codes leave with the scale that stands below them in the same beat.
+        unit = Signal(range(units), init=config.scale_units)
+        code = Signal(range(codes))
+        last = Signal()
+        taken, load, row_end, final = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            taken.eq(self.embed.valid & self.embed.ready),
+            load.eq(self.beats.valid & (taken | ~self.embed.valid)),
+            row_end.eq(code == codes - 1),
+            final.eq(row_end | (unit == units - 1)),
+            self.beats.ready.eq(load & final),
+            self.popped.eq(load & final),
+            self.ended.eq(taken & last),
+        ]
+        with m.If(taken):
+            m.d.sync += self.embed.valid.eq(0)
+        with m.If(load):
+            m.d.sync += [
+                self.embed.valid.eq(1),
+                self.embed.payload.codes.eq(beat.word_select(unit, 8 * config.vector_lanes)),
+                last.eq(row_end & note.last),
+                unit.eq(Mux(row_end, config.scale_units, Mux(final, 0, unit + 1))),
+                code.eq(Mux(row_end, 0, code + 1)),
+            ]
+            with m.If(code == 0):
+                m.d.sync += self.embed.payload.scale.eq(beat[:32])
+        return m
+
+
+class _Finish(wiring.Component):
+    """Gives ``done`` in program order: ``ended`` (per kind) may come in any. ``room``: one more instruction may start."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        self._depth = config.instructions
+        super().__init__({"start": In(1), "kind": In(2), "ended": In(4), "done": Out(stream.Signature(1)), "room": Out(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        depth = self._depth
+        m.submodules.order = order = memory.Memory(shape=2, depth=depth, init=[])
+        store, head = order.write_port(), order.read_port(domain="comb")
+        running = Signal(range(depth + 1))
+        counts = [Signal(range(depth + 1), name=f"ended_{kind}") for kind in range(4)]
+        pop = Signal()
+        m.d.comb += [
+            self.room.eq(running != depth),
+            store.en.eq(self.start),
+            store.data.eq(self.kind),
+            # An instruction's end is counted while it is still among the running ones, so the oldest one's kind is always valid here.
+            pop.eq((~self.done.valid | self.done.ready) & Cat(c != 0 for c in counts).bit_select(head.data, 1)),
+        ]
+        m.d.sync += running.eq(running + self.start - pop)
+        m.d.sync += [c.eq(c + self.ended[kind] - (pop & (head.data == kind))) for kind, c in enumerate(counts)]
+        with m.If(self.start):
+            m.d.sync += store.addr.eq(Mux(store.addr == depth - 1, 0, store.addr + 1))
+        with m.If(self.done.ready):
+            m.d.sync += self.done.valid.eq(0)
+        with m.If(pop):
+            m.d.sync += [self.done.valid.eq(1), head.addr.eq(Mux(head.addr == depth - 1, 0, head.addr + 1))]
+        return m
+
+
+def _unit(config: LoaderConfig) -> data.StructLayout:
+    return data.StructLayout({"codes": data.ArrayLayout(signed(8), config.vector_lanes), "scale": 32})
+
+
+class Loader(wiring.Component):
+    """Requests one beat per clock, ahead of its consumers as far as their room allows; times in ``lutra.hls_models.ternary.loader``.
+
+    Parameters
+    ----------
+    config : sizes.
+
+    Members
+    -------
+    instr : ``In(stream)`` of the LOADER's fields, tokens, position; offered once its semaphores are satisfied.
+    read, data : beat addresses out, beats back in order; ``data.ready`` is always 1.
+    id_request, id : index in the context out, token id back (mode TOKEN).
+    weights : ``Out(stream)``; ``ready`` is not looked at, the credit has reserved the room.
+    params, rope : ``Out(stream)`` of rows of V values of 24 bits, lowest lane first.
+    embed : ``Out(stream)`` of ``codes`` (V signed bytes) and their row's ``scale`` (fp32).
+    head : ``Out(stream)`` of beats.
+    weights_freed, params_freed, rope_freed : ``In(stream)``, always ready: a beat per row that left the ring of the consumer.
+    done : ``Out(stream)``, one beat (0) per instruction once its last beat was taken, in program order.
+    """
+
+    def __init__(self, config: LoaderConfig) -> None:
+        self._config = config
+        beat, row, freed = stream.Signature(8 * config.beat_bytes), stream.Signature(config.vector_lanes * PARAM_BITS), stream.Signature(1)
+        super().__init__(
+            {
+                "instr": In(_Plan().instr.signature.flip()),
+                "read": Out(stream.Signature(32)),
+                "data": In(beat),
+                "id_request": Out(stream.Signature(16)),
+                "id": In(stream.Signature(20)),
+                "weights": Out(beat),
+                "params": Out(row),
+                "rope": Out(row),
+                "embed": Out(stream.Signature(_unit(config))),
+                "head": Out(beat),
+                "weights_freed": In(freed),
+                "params_freed": In(freed),
+                "rope_freed": In(freed),
+                "done": Out(stream.Signature(1)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        note = data.StructLayout({"kind": 2, "rope": 1, "rows": range(config.rows_per_beat), "last": 1})
+        noted = data.StructLayout({"beat": 8 * config.beat_bytes, "note": note})
+        m.submodules.plan = plan = _Plan()
+        m.submodules.issue = issue = _Issue(config, note)
+        m.submodules.finish = finish = _Finish(config)
+        m.submodules.rows_queue = rows_queue = Queue(shape=noted, depth=config.rows_beats)
+        m.submodules.embed_queue = embed_queue = Queue(shape=noted, depth=config.embed_beats)
+        m.submodules.head_queue = head_queue = Queue(shape=noted, depth=config.head_beats)
+        m.submodules.rows = rows = _Rows(config, noted)
+        m.submodules.embed_units = embed = _Embed(config, noted)
+        for port, own in (
+            (plan.instr, self.instr),
+            (plan.id_request, self.id_request),
+            (plan.id, self.id),
+            (issue.read, self.read),
+            (issue.weights_freed, self.weights_freed),
+            (issue.params_freed, self.params_freed),
+            (issue.rope_freed, self.rope_freed),
+            (rows.params, self.params),
+            (rows.rope, self.rope),
+            (embed.embed, self.embed),
+            (finish.done, self.done),
+        ):
+            wiring.connect(m, port, wiring.flipped(own))
+        wiring.connect(m, plan.job, issue.job)
+        wiring.connect(m, rows_queue.output, rows.beats)
+        wiring.connect(m, embed_queue.output, embed.beats)
+
+        # Notes wait, in request order, for their data.
+        m.submodules.notes = notes = memory.Memory(shape=note, depth=config.outstanding, init=[])
+        store, oldest = notes.write_port(), notes.read_port(domain="comb")
+        m.d.comb += [store.en.eq(issue.fire), store.data.eq(issue.note), self.data.ready.eq(1), issue.answered.eq(self.data.valid)]
+        with m.If(issue.fire):
+            m.d.sync += store.addr.eq(Mux(store.addr == config.outstanding - 1, 0, store.addr + 1))
+        with m.If(self.data.valid):
+            m.d.sync += oldest.addr.eq(Mux(oldest.addr == config.outstanding - 1, 0, oldest.addr + 1))
+
+        kind, weights_last = oldest.data.kind, Signal()
+        m.d.sync += [
+            self.weights.valid.eq(self.data.valid & (kind == WEIGHTS)),
+            self.weights.payload.eq(self.data.payload),
+            weights_last.eq(oldest.data.last),
+        ]
+        for value, queue in ((ROWS, rows_queue), (EMBED, embed_queue), (HEAD, head_queue)):
+            m.d.comb += [
+                queue.input.valid.eq(self.data.valid & (kind == value)),
+                queue.input.payload.beat.eq(self.data.payload),
+                queue.input.payload.note.eq(oldest.data),
+            ]
+        head_popped = Signal()
+        m.d.comb += [
+            self.head.valid.eq(head_queue.output.valid),
+            self.head.payload.eq(head_queue.output.payload.beat),
+            head_queue.output.ready.eq(self.head.ready),
+            head_popped.eq(self.head.valid & self.head.ready),
+            issue.popped.eq(Cat(0, rows.popped, embed.popped, head_popped)),
+            finish.start.eq(self.instr.valid & self.instr.ready),
+            finish.kind.eq(_kind(self.instr.payload.target)),
+            finish.ended.eq(Cat(self.weights.valid & weights_last, rows.ended, embed.ended, head_popped & head_queue.output.payload.note.last)),
+            plan.room.eq(finish.room),
+        ]
+        return m
