@@ -89,7 +89,9 @@ def cosim(
     _show_report(found, run, as_json, text=True)
 
 
-@app.command(epilog=_examples("lutra estimate tiny-shakespeare --config tiny --prompt 32 --context 96", "lutra estimate bitnet-0.73b --config kv260 --json"))
+@app.command(
+    epilog=_examples("lutra estimate tiny-shakespeare --config tiny --prompt 32 --context 96", "lutra estimate my-model/config.json --config mine.yaml --json")
+)
 def estimate(
     model: Model,
     config: Config = "tiny",
