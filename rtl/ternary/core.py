@@ -31,6 +31,8 @@ class Core(wiring.Component):
     kv_write, kv_read, kv_data : key/value memory, one row (fp32 scale, head_dim codes) per address.
     token : ``Out(stream)``
         Every chosen id as it comes; one clock, never waits for ``ready``.
+    busy : ``Out(1)``
+        A run is under way: an interrupt line for its falling edge.
     """
 
     def __init__(self, spec: CoreSpec) -> None:
@@ -41,10 +43,11 @@ class Core(wiring.Component):
                 "bus": In(RegisterPort()),
                 "read": Out(stream.Signature(32)),
                 "data": In(stream.Signature(8 * spec.config.beat_bytes)),
-                "kv_write": Out(stream.Signature(Attention(spec.attention).kv_write.signature.members["payload"].shape)),
+                "kv_write": Out(stream.Signature(data.StructLayout({"address": 24, "row": row}))),
                 "kv_read": Out(stream.Signature(24)),
                 "kv_data": In(stream.Signature(row)),
                 "token": Out(stream.Signature(20)),
+                "busy": Out(1),
             }
         )
 
@@ -52,8 +55,8 @@ class Core(wiring.Component):
         m = Module()
         spec, config, shape = self.spec, self.spec.config, self.spec.shape
         m.submodules.loader = loader = Loader(spec.loader)
-        m.submodules.weights = weights = WeightPath(spec.weights)
-        m.submodules.linear = linear = Tlmm(spec.tlmm)
+        m.submodules.weights = weights = WeightPath(config=spec.weights)
+        m.submodules.linear = linear = Tlmm(config=spec.tlmm)
         m.submodules.vector = vector = Vector(spec.vector)
         m.submodules.attend = attend = Attention(spec.attention)
         m.submodules.head = head = Head(spec.head)
@@ -72,12 +75,12 @@ class Core(wiring.Component):
         # A LINEAR instruction starts the reader of the weight ring and the engine together.
         both = dispatch.linear.valid & weights.instr.ready & linear.instr.ready
         m.d.comb += [
-            weights.instr.payload.eq(dispatch.linear.payload),
-            linear.instr.payload.eq(dispatch.linear.payload),
             weights.instr.valid.eq(both),
             linear.instr.valid.eq(both),
             dispatch.linear.ready.eq(weights.instr.ready & linear.instr.ready),
         ]
+        for field in ("k_blocks", "columns", "tile_columns", "tokens"):
+            m.d.comb += [unit.instr.payload[field].eq(dispatch.linear.payload[field]) for unit in (weights, linear)]
         for unit, port in ((Unit.LOADER, loader), (Unit.LINEAR, linear), (Unit.VECTOR, vector), (Unit.ATTEND, attend), (Unit.HEAD, head)):
             connect(m, f"{unit.name.lower()}_done", port.done, getattr(dispatch, f"{unit.name.lower()}_done"))
 
@@ -102,7 +105,7 @@ class Core(wiring.Component):
         connect(m, "rope", loader.rope, vector.rope)
         connect(m, "embed", loader.embed, vector.embed)
         connect(m, "head_rows", loader.head, head.rows)
-        wiring.connect(m, weights.freed, loader.weights_freed)
+        m.d.comb += [loader.weights_freed.valid.eq(weights.freed.valid), loader.weights_freed.payload.eq(weights.freed.payload)]
         wiring.connect(m, vector.params_freed, loader.params_freed)
         wiring.connect(m, vector.rope_freed, loader.rope_freed)
         connect(m, "rows", weights.rows, linear.rows)
@@ -119,15 +122,16 @@ class Core(wiring.Component):
         ]
         wiring.connect(m, router.attend, attend.qkv)
         wiring.connect(m, router.head, head.codes)
-        for port, own in ((attend.kv_write, self.kv_write), (attend.kv_read, self.kv_read)):
-            wiring.connect(m, port, wiring.flipped(own))
-        wiring.connect(m, wiring.flipped(self.kv_data), attend.kv_data)
+        connect(m, "kv_write", attend.kv_write, wiring.flipped(self.kv_write))
+        connect(m, "kv_read", attend.kv_read, wiring.flipped(self.kv_read))
+        connect(m, "kv_data", wiring.flipped(self.kv_data), attend.kv_data)
 
         m.d.comb += [
             head.token.ready.eq(1),
             head.best.ready.eq(1),
             self.token.valid.eq(head.token.valid),
             self.token.payload.eq(head.token.payload.id),
+            self.busy.eq(sequencer.busy),
             sequencer.token.valid.eq(head.token.valid),
             sequencer.token.payload.eq(head.token.payload.id),
             registers.token_valid.eq(head.token.valid),

@@ -38,12 +38,12 @@ class OnChipSystem(wiring.Component):
 
     Members
     -------
-    bus : ``In(RegisterPort())``. ``token`` : ``Out(stream)`` of chosen ids, valid for one clock.
+    bus : ``In(RegisterPort())``. ``busy`` : ``Out(1)``. ``token`` : ``Out(stream)`` of chosen ids, valid for one clock.
     """
 
     def __init__(self, spec: CoreSpec, *, beats: int, file: str) -> None:
         self.spec, self._beats, self._file = spec, beats, file
-        super().__init__({"bus": In(RegisterPort()), "token": Out(stream.Signature(20))})
+        super().__init__({"bus": In(RegisterPort()), "busy": Out(1), "token": Out(stream.Signature(20))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -55,6 +55,7 @@ class OnChipSystem(wiring.Component):
         ram = HexRam(width=32 + 8 * shape.head_dim, depth=rows)
         m.submodules.cache = cache = OnChipPort(width=32 + 8 * shape.head_dim, address_bits=24, ram=ram)
         wiring.connect(m, wiring.flipped(self.bus), core.bus)
+        m.d.comb += self.busy.eq(core.busy)
         wiring.connect(m, core.read, program.read)
         wiring.connect(m, program.data, core.data)
         wiring.connect(m, core.kv_read, cache.read)
