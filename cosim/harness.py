@@ -35,7 +35,7 @@ from lutra.cosim import probes, simulator
 from lutra.cosim.recordings import Port, Recording, Stimulus, compare, read_recording, to_words, write_ready, write_stimulus
 from lutra.cosim.windows import WINDOW, Digests, Golden, digests_of, read_digests, window_setting
 from lutra.hls_models.errors import MismatchError
-from lutra.rtl.verilog import emit_rtlil, from_rtlil
+from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text
 
 __all__ = ["Bench", "Fault", "Golden", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
 
@@ -130,8 +130,8 @@ class Bench:
         m.d.comb += done.eq(Cat(flags).all())
         return m, {"cycle": (cycle, None), "done": (done, None)}
 
-    def build(self, *, waves: bool = False) -> simulator.Build:
-        """Verilates all designs together, or takes the result of an equal build from the cache."""
+    def build(self, *, optimization: str = simulator.OPTIMIZATION, waves: bool = False) -> simulator.Build:
+        """Verilates all designs together, or takes the result of an equal build from the cache. Long runs are worth ``optimization="-O2"``."""
         top, ports = self._top()
         rtlil, taps = probes.name_taps(emit_rtlil(top, "bench", ports=ports), "bench")
         self._recorded = {name: dict(dut.ports) for name, dut in self._duts.items()}
@@ -141,7 +141,7 @@ class Bench:
                     raise ValueError(f"a port and a boundary inside are called {group}.{tap}")
                 self._recorded[group][tap] = Port(f"{group}.{tap}", width, is_input=False, has_ready=False)
         self._waves = waves
-        self._built = simulator.build(rtlil, lambda: from_rtlil(rtlil), waves=waves)
+        self._built = simulator.build(rtlil + library_text(rtlil), lambda: from_rtlil(rtlil), optimization=optimization, waves=waves)
         return self._built
 
     def run(

@@ -10,7 +10,7 @@ from amaranth.hdl import Const, Value
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["LIBRARY", "emit", "emit_rtlil", "from_rtlil"]
+__all__ = ["LIBRARY", "emit", "emit_rtlil", "from_rtlil", "library_text"]
 
 LIBRARY = Path(__file__).parent / "verilog"
 """Folder of the hand-written modules that components instantiate, one per file of the same name."""
@@ -29,12 +29,15 @@ def emit_rtlil(component: Any, name: str = "top", *, ports: dict[str, Any] | Non
     return rtlil.convert(component, name=name, ports=ports, emit_src=False)
 
 
+def library_text(text: str) -> str:
+    """The hand-written modules that a text, RTLIL or Verilog, instantiates."""
+    return "".join("\n" + path.read_text() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\b{path.stem} ", text))
+
+
 def from_rtlil(text: str) -> str:
     """Verilog of ``emit_rtlil``'s text, followed by the library modules that it instantiates."""
     # Amaranth has no public way from RTLIL to Verilog; its version is pinned.
-    body = verilog._convert_rtlil_text(text, strip_internal_attrs=True)
-    used = [path for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\b{path.stem} ", body)]
-    return body + "".join("\n" + path.read_text() for path in used)
+    return verilog._convert_rtlil_text(text, strip_internal_attrs=True) + library_text(text)
 
 
 def emit(component: Any, name: str = "top", *, ports: dict[str, Any] | None = None) -> str:

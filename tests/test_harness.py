@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -356,6 +357,15 @@ def test_cache(private_cache, rng, monkeypatch):
     broken = one_design()
     assert not broken.build().hit and compiled
     check_fifo(*run_fifo(broken, rng))
+
+
+def test_leftovers_of_killed_builds_are_swept(private_cache):
+    private_cache.mkdir(exist_ok=True)
+    for name, age in (("old.work", 2 * simulator.STALE_SECONDS), ("new.work", 0), ("entry", 2 * simulator.STALE_SECONDS)):
+        (private_cache / name).mkdir()
+        os.utime(private_cache / name, times=(time.time() - age,) * 2)
+    simulator._sweep()
+    assert {path.name for path in private_cache.iterdir() if "runtime" not in path.name} == {"new.work", "entry"}
 
 
 def test_second_publisher_keeps_the_first_product(tmp_path):
