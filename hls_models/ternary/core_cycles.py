@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact cycles of the whole core: the units' cycle models, joined as dispatch, semaphores and streams join the RTL.
+
+Sequencer (states of rtl/ternary/sequencer.py): SETUP at s, then FETCH and DISPATCH per instruction; an instruction is pushed in its DISPATCH cycle d once its queue
+holds fewer than ``queue`` items, the next DISPATCH is d + 2. A queue offers an item from d + 1. A semaphore signalled by a done in t counts from t + 1. END's DISPATCH e is
+followed by DRAIN until, from e + 1 on, every unit's running counter is zero (one clock after its last done); NEXT and SETUP follow.
+Boot: BOOT_READ and BOOT_STORE take memory latency + 1 clocks per beat.
+
+Instructions are evaluated in program order. What a later instruction decides about an earlier one (VECTOR opens the tiles that LINEAR drains into, and LINEAR frees
+the rows that LOADER waits for) is joined when the later one is reached; nothing depends on anything further ahead.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.hls_models.streams import Ready, handshakes
+from lutra.hls_models.ternary.attention_cycles import AttentionTimes, AttentionTiming
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.executor import plan_passes
+from lutra.hls_models.ternary.head import HeadTiming
+from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When
+from lutra.hls_models.ternary.linear import LinearTiming
+from lutra.hls_models.ternary.loader import Load, LoaderTiming
+from lutra.hls_models.ternary.program import Program
+from lutra.hls_models.ternary.tlmm_cycles import codes_handshakes
+from lutra.hls_models.ternary.vector_cycles import VectorTiming
+from lutra.hls_models.ternary.weights import LinearInstruction
+
+__all__ = ["CoreTiming", "Event", "PassTimes"]
+
+Cycles = NDArray[np.int64]
+ID_LATENCY = 1  # token memory: request to id
+
+
+class Event(NamedTuple):
+    """One instruction: its index in the program, the cycle its unit took it, the cycle of its done."""
+
+    index: int
+    start: int
+    done: int
+
+
+@dataclass
+class PassTimes:
+    """A pass from its SETUP cycle ``start`` to the cycle ``end`` after its NEXT; ``token``: handshake of the chosen id.
+
+    ``streams``: handshake cycles of every boundary, in pieces (only in detail).
+    """
+
+    position: int
+    tokens: int
+    last: bool
+    start: int
+    end: int = 0
+    token: int | None = None
+    events: list[Event] = field(default_factory=list)
+    streams: dict[str, list[Cycles]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def cycles(self) -> int:
+        return self.end - self.start
+
+
+class CoreTiming:
+    """Cycle model of a core that runs ``program`` from memory of a fixed latency.
+
+    Parameters
+    ----------
+    spec, program : as for the executor; no memory image is needed
+    detail : keep every handshake
+    """
+
+    def __init__(self, spec: CoreSpec, program: Program, *, detail: bool = False) -> None:
+        self.spec, self.program, self.detail = spec, program, detail
+        latency = spec.config.memory_latency
+        self._loader = LoaderTiming(spec.loader, latency, ID_LATENCY)
+        self._linear = LinearTiming(spec.tlmm, spec.weights)
+        self._vector = VectorTiming(spec.vector)
+        self._attention = AttentionTiming(spec.attention, latency=2)
+        self._head = HeadTiming(spec.head)
+        self._free = dict.fromkeys((Unit.LINEAR, Unit.VECTOR, Unit.ATTEND), 0)
+        self._booted = False
+        self.now = 0
+        """Cycle in which the sequencer is IDLE or, between passes, in SETUP."""
+
+    def run(self, prompt: int, count: int, *, start: int = 0, at: int = 0) -> list[PassTimes]:
+        """Passes of a run whose start pulse is in cycle ``at``: ``prompt`` tokens from position ``start``, then decoding until ``count`` tokens are there."""
+        self.now = at + 1
+        if not self._booted:
+            beats = len(self.program.instructions) * self.program.word_beats
+            self.now += beats * (self.spec.config.memory_latency + 1)
+            self._booted = True
+        passes = [self.pass_times(n, position, last) for position, n, last in plan_passes(start, prompt, self.spec.config.chunk)]
+        first = start + prompt
+        for position in range(first, min(first + count - 1, self.spec.shape.context)):
+            passes.append(self.pass_times(1, position, True))
+        return passes
+
+    def pass_times(self, tokens: int, position: int, last: bool) -> PassTimes:
+        """The pass that starts now."""
+        done = _Pass(self, tokens, position, last).run()
+        self.now = done.end
+        return done
+
+
+class _Pass:
+    """Evaluation of one pass."""
+
+    def __init__(self, core: CoreTiming, tokens: int, position: int, last: bool) -> None:
+        self.core, self.spec = core, core.spec
+        self.times = PassTimes(position, tokens, last, core.now)
+        self.tokens, self.position = tokens, position
+        self.depth = core.spec.config.queue
+        self.pops: dict[Unit, list[int]] = {unit: [] for unit in Unit}
+        self.signals: dict[Semaphore, deque[int]] = {s: deque() for s in Semaphore}
+        self.signals[Semaphore.TOKEN].append(core.now - 1)
+        self.params: deque[Cycles] = deque()
+        self.rope: Cycles = np.zeros(0, np.int64)
+        self.weights_rows = 0
+        self.embed: Load | None = None
+        self.linear: tuple[int, LinearInstruction, int] | None = None
+        self.attend: tuple[int, int, Cycles] | None = None
+        self.codes: Cycles = np.zeros(0, np.int64)
+        self.loads: deque[tuple[int, int]] = deque()  # program index and start of loads whose done is not known
+
+    def run(self) -> PassTimes:
+        dispatch = self.times.start + 2
+        whens = (When.ALWAYS, When.LAST if self.times.last else When.NOT_LAST)
+        execute = {Unit.LOADER: self._load, Unit.LINEAR: self._linear, Unit.VECTOR: self._vector, Unit.ATTEND: self._attend, Unit.HEAD: self._head}
+        for index, instruction in enumerate(self.core.program.instructions):
+            if instruction.unit is Unit.END:
+                break
+            if instruction.when in whens:
+                pops = self.pops[instruction.unit]
+                if len(pops) >= self.depth:
+                    dispatch = max(dispatch, pops[-self.depth] + 1)
+                execute[instruction.unit](index, instruction, dispatch + 1)
+            dispatch += 2
+        drain = max(dispatch + 1, max(event.done for event in self.times.events) + 1)
+        self.times.end = drain + 2
+        self.times.events.sort()
+        return self.times
+
+    def _granted(self, instruction: Instruction, offered: int) -> int:
+        """Earliest start of an instruction offered by its queue: its semaphores are there."""
+        pops = self.pops[instruction.unit]
+        offered = max(offered, pops[-1] + 1 if pops else 0)
+        for semaphore in Semaphore:
+            if semaphore & instruction.wait:
+                offered = max(offered, self.signals[semaphore].popleft() + 1)
+        return offered
+
+    def _ended(self, index: int, start: int, done: int) -> None:
+        instruction = self.core.program.instructions[index]
+        self.times.events.append(Event(index, start, done))
+        for semaphore in Semaphore:
+            if semaphore & instruction.signal:
+                self.signals[semaphore].append(done)
+        self._record(f"{instruction.unit.name.lower()}_done", [done])
+
+    def _record(self, name: str, cycles: Iterable[int]) -> None:
+        if self.core.detail:
+            self.times.streams[name].append(np.asarray(cycles, np.int64))
+
+    # LOADER
+
+    def _load(self, index: int, instruction: Instruction, offered: int) -> None:
+        f, loader = instruction.fields, self.core._loader
+        load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], self.tokens, self.position)
+        start = loader.start(load, self._granted(instruction, offered))
+        self.pops[Unit.LOADER].append(start)
+        self.loads.append((index, start))
+        if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
+            rows = []
+            while loader.remaining:
+                _, delivered = loader.advance()
+                if not len(delivered):
+                    raise ValueError(f"instruction {index}: its rows wait for rows of a later instruction; params_rows and rope_rows must hold a whole instruction's")
+                rows.append(delivered)
+            cycles = np.concatenate(rows)
+            self._record(load.target.name.lower(), cycles)
+            if load.target == LoadTarget.PARAMS:
+                self.params.append(cycles)
+            else:
+                self.rope = cycles
+            self._loaded()
+
+    def _loaded(self) -> None:
+        index, start = self.loads.popleft()
+        self._ended(index, start, self.core._loader.done[-1])
+
+    # LINEAR and VECTOR
+
+    def _linear(self, index: int, instruction: Instruction, offered: int) -> None:
+        f = instruction.fields
+        start = max(self._granted(instruction, offered), self.core._free[Unit.LINEAR])
+        self.pops[Unit.LINEAR].append(start)
+        self.linear = (index, LinearInstruction(f["k_blocks"], f["columns"], f["tile_columns"], self.tokens), start)
+
+    def _sums(self, opened: Cycles) -> Cycles:
+        """Runs LINEAR into a sink that opens tile j no earlier than ``opened[j]``; returns the handshakes of the sums."""
+        assert self.linear is not None
+        core, loader = self.core, self.core._loader
+        index, instruction, start = self.linear
+        run = core._linear.begin(instruction, start)
+        arrived: Cycles = np.zeros(0, np.int64)
+        sums: list[Cycles] = []
+        tile, ready = -1, 0
+        while not run.finished:
+            wanted = run.rows_wanted
+            while len(arrived) < wanted:
+                _, delivered = loader.advance()
+                if not len(delivered):
+                    raise ValueError(f"instruction {index}: a step of LINEAR wants more rows than the ring can hold")
+                self._record_weights(delivered)
+                arrived = np.concatenate([arrived, delivered])
+            if run.tile != tile:
+                tile = run.tile
+                ready = max(int(opened[tile]), int(sums[-1][-1]) + 2 if sums else 0)
+            step = run.step(arrived[:wanted], ready)
+            arrived = arrived[wanted:]
+            loader.free(LoadTarget.WEIGHTS, step.freed)
+            self._record("rows", step.rows)
+            if len(step.sums):
+                sums.append(step.sums)
+        self._loaded()
+        core._free[Unit.LINEAR] = max(run.done + 1, run.weights_free)
+        self._ended(index, start, run.done)
+        self.linear = None
+        cycles = np.concatenate(sums)
+        self._record("sums", cycles)
+        return cycles
+
+    def _record_weights(self, delivered: Cycles) -> None:
+        if self.core.detail:
+            beats = self.spec.loader.row_beats
+            self._record("weights", delivered if beats == 1 else self.core._loader.delivered_beats(delivered))
+
+    def _vector(self, index: int, instruction: Instruction, offered: int) -> None:
+        core, vector, f = self.core, self.core._vector, instruction.fields
+        start = max(self._granted(instruction, offered), core._free[Unit.VECTOR])
+        self.pops[Unit.VECTOR].append(start)
+        params = self.params.popleft()
+        rope = self.rope if f["operation"] == Operation.ROPE else np.zeros(0, np.int64)
+        tiles = -(-f["columns"] // f["tile_columns"])
+        taken = vector.take(f, self.tokens, start, params=params, rope=rope).source
+        per_tile = f["tile_columns"] // self.spec.vector.lanes * self.tokens
+        opened = taken[:: per_tile][:tiles]
+        if f["source"] == Source.SUMS:
+            source = self._sums(opened)
+        elif f["source"] == Source.VALUES:
+            source = self._values(int(opened[0]))
+        else:
+            _, source = core._loader.deliver(lambda offers: self._accept(offers, int(opened[0])))
+            self._record("embed", source)
+            self._loaded()
+        times = vector.instruction(f, self.tokens, start, params=params, source=source, rope=rope)
+        if f["destination"] == Destination.LINEAR:
+            times = self._into_linear(f, start, params, source, rope, times)
+        assert np.array_equal(times.source, source), f"instruction {index}: VECTOR does not follow its source"
+        core._free[Unit.VECTOR] = times.idle
+        core._loader.free(LoadTarget.PARAMS, times.params_freed)
+        core._loader.free(LoadTarget.ROPE, times.rope_freed)
+        self.codes = times.codes
+        self._record("codes", times.codes)
+        self._ended(index, start, times.done)
+        self._accepted = -1
+
+    _accepted = -1
+
+    def _accept(self, offers: Cycles, opened: int) -> Cycles:
+        taken = handshakes(offers, start=max(opened, self._accepted + 1))
+        self._accepted = int(taken[-1])
+        return taken
+
+    def _into_linear(self, f: dict[str, int], start: int, params: Cycles, source: Cycles, rope: Cycles, times):  # type: ignore[no-untyped-def]
+        """LINEAR's activation buffer takes a clock more where a token's last codes fill one row and begin another."""
+        per_token = len(times.codes) // self.tokens
+        last = np.arange(1, len(times.codes) + 1) % per_token == 0
+        for _ in range(8):
+            taken = codes_handshakes(self.spec.tlmm, times.codes, last)
+            if np.array_equal(taken, times.codes):
+                return times
+            trace = np.ones(int(taken[-1]) + 2, bool)
+            spans = codes_handshakes(self.spec.tlmm, np.zeros(len(last), np.int64), last)
+            for i in np.flatnonzero(np.diff(spans) > 1):
+                trace[int(taken[i]) + 1 : int(taken[i]) + int(spans[i + 1] - spans[i])] = False
+            times = self.core._vector.instruction(f, self.tokens, start, params=params, source=source, rope=rope, codes_ready=Ready(trace))
+        raise ValueError("VECTOR and LINEAR's activation buffer do not settle")
+
+    # ATTEND
+
+    def _attend(self, index: int, instruction: Instruction, offered: int) -> None:
+        start = max(self._granted(instruction, offered), self.core._free[Unit.ATTEND])
+        self.pops[Unit.ATTEND].append(start)
+        self.attend = (index, start, self.codes)
+
+    def _values(self, opened: int) -> Cycles:
+        assert self.attend is not None
+        index, start, codes = self.attend
+        times: AttentionTimes = self.core._attention.instruction(self.tokens, self.position, start, codes, opened)
+        assert np.array_equal(times.qkv, codes), f"instruction {index}: ATTEND does not follow VECTOR's codes"
+        for name in ("kv_write", "kv_read", "kv_data", "values"):
+            self._record(name, getattr(times, name))
+        self.core._free[Unit.ATTEND] = times.done + 1
+        self._ended(index, start, times.done)
+        self.attend = None
+        return times.values
+
+    # HEAD
+
+    def _head(self, index: int, instruction: Instruction, offered: int) -> None:
+        head, loader = self.core._head, self.core._loader
+        start = head.start(self._granted(instruction, offered))
+        self.pops[Unit.HEAD].append(start)
+        self._accepted = start
+        _, rows = loader.deliver(lambda offers: self._accept(offers, start + 1))
+        self._loaded()
+        token, done = head.finish(instruction.fields["vocabulary"], int(rows[-1]))
+        self.times.token = token
+        self._record("head_rows", rows)
+        self._record("token", [token])
+        self._ended(index, start, done)
