@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from amaranth.hdl import Module
-from amaranth.lib import fifo, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.cosim import simulator
@@ -18,6 +18,7 @@ from lutra.cosim.harness import Bench, Fault, Golden, Recording, Stimulus, compa
 from lutra.hls_models.errors import MismatchError, ToolError
 from lutra.hls_models.streams import handshakes, queue_times
 from lutra.rtl.memory import HexRam, HexRom
+from lutra.rtl.streams import Queue
 from lutra.rtl.tap import connect
 from lutra.rtl.verilog import emit_rtlil
 
@@ -36,21 +37,6 @@ class Stage(wiring.Component):
         m.d.comb += self.input.ready.eq(~self.output.valid | self.output.ready)
         with m.If(self.input.ready):
             m.d.sync += [self.output.valid.eq(self.input.valid), self.output.payload.eq(self.input.payload)]
-        return m
-
-
-class Fifo(wiring.Component):
-    """A queue without an output register: latency 1, as many places as its depth."""
-
-    def __init__(self, *, width, depth):
-        self.width, self.depth = width, depth
-        super().__init__({"input": In(stream.Signature(width)), "output": Out(stream.Signature(width))})
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.queue = queue = fifo.SyncFIFO(width=self.width, depth=self.depth)
-        m.d.comb += [queue.w_data.eq(self.input.payload), queue.w_en.eq(self.input.valid), self.input.ready.eq(queue.w_rdy)]
-        m.d.comb += [self.output.payload.eq(queue.r_data), self.output.valid.eq(queue.r_rdy), queue.r_en.eq(self.output.ready)]
         return m
 
 
@@ -96,7 +82,7 @@ class Pair(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.stage = stage = Stage(width=40)
-        m.submodules.fifo = queue = Fifo(width=40, depth=3)
+        m.submodules.fifo = queue = Queue(shape=40, depth=3)
         wiring.connect(m, wiring.flipped(self.input), stage.input)
         connect(m, self.boundary, stage.output, queue.input)
         wiring.connect(m, queue.output, wiring.flipped(self.output))
@@ -107,7 +93,7 @@ def small_bench():
     bench = Bench("harness")
     for name, width in WIDTHS.items():
         bench.add(f"stage_{name}", Stage(width=width))
-    bench.add("fifo", Fifo(width=16, depth=3))
+    bench.add("fifo", Queue(shape=16, depth=3))
     bench.add("constant", Constant())
     bench.add("pair0", Pair(boundary="middle"))
     bench.add("pair1", Pair(boundary="middle"))
@@ -338,7 +324,7 @@ def test_misuse_is_named(bench):
 def test_cache(private_cache, rng, monkeypatch):
     def one_design():
         bench = Bench("cache")
-        bench.add("fifo", Fifo(width=16, depth=3))
+        bench.add("fifo", Queue(shape=16, depth=3))
         return bench
 
     first = one_design().build()
@@ -411,9 +397,9 @@ def test_failed_simulation_is_noticed(bench, tmp_path, monkeypatch, under_pytest
 EMIT = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_harness import Fifo, Lookup
+from test_harness import Lookup, Queue
 from lutra.rtl.verilog import emit
-sys.stdout.write(emit(Fifo(width=16, depth=3), "fifo") + emit(Lookup(ram=True), "lookup"))
+sys.stdout.write(emit(Queue(shape=16, depth=3), "queue") + emit(Lookup(ram=True), "lookup"))
 """
 
 
@@ -426,5 +412,5 @@ def test_verilog_is_the_same_in_any_folder_and_under_any_hash_seed(tmp_path):
         program = EMIT.format(tests=os.path.dirname(__file__))
         texts.append(subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, check=True).stdout)
     assert texts[0] == texts[1]
-    assert b"module fifo(" in texts[0] and texts[0].count(b"module lutra_ram ") == 1 and b"module lutra_rom " not in texts[0]
+    assert b"module queue(" in texts[0] and texts[0].count(b"module lutra_ram ") == 1 and b"module lutra_rom " not in texts[0]
     assert b"/" + os.path.basename(__file__).encode() not in texts[0]
