@@ -15,7 +15,7 @@ from lutra.hls_models.ternary.trits import RowLayout, group_indices, matrix_trit
 from lutra.hls_models.ternary.weights import LinearInstruction, read_order
 from lutra.rtl.ternary.tlmm import Tlmm
 
-__all__ = ["bench", "check", "configurations"]
+__all__ = ["Case", "bench", "check", "configurations"]
 
 
 def configurations(seed: int, count: int = 10) -> dict[str, TlmmConfig]:
@@ -53,15 +53,16 @@ def bench(configs: dict[str, TlmmConfig]) -> Bench:
     return made
 
 
-class _Case:
-    """A program for one engine with its stimuli and golden streams."""
+class Case:
+    """A program for one engine with its stimuli and golden streams; where a tile exceeds ``ring_rows`` it is read once."""
 
-    def __init__(self, config: TlmmConfig, rng: np.random.Generator, instructions: int) -> None:
+    def __init__(self, config: TlmmConfig, rng: np.random.Generator, instructions: int, ring_rows: int = 1 << 20) -> None:
         self.config = config
         self.program: list[LinearInstruction] = []
         layout = RowLayout(group=config.group, tables=config.tables, columns=config.columns, beat_bytes=1)
         codes, last, rows, sums = [], [], [], []
         self.code_beats: list[int] = []
+        self.matrices: list[np.ndarray] = []
         for _ in range(instructions):
             tokens = min(tokens_of(rng, config.lanes), config.max_tokens)
             k = int(rng.integers(1, config.max_k + 1))
@@ -73,6 +74,8 @@ class _Case:
             config.check_tile(columns, tile_columns, k)
             # A row of codes fills whole beats, with zeros where K does not; the extremes are frequent.
             wide = -(-k // config.vector_lanes) * config.vector_lanes
+            if layout.blocks(wide) * layout.tile_rows(min(tile_columns, columns)) > ring_rows:
+                tokens = min(tokens, config.lanes)
             instruction = LinearInstruction(layout.blocks(wide), columns, tile_columns, tokens)
             low, high = -(1 << config.activation_bits - 1), (1 << config.activation_bits - 1) - 1
             row = rng.integers(low, high + 1, (tokens, wide))
@@ -83,6 +86,7 @@ class _Case:
                 weights[:] = rng.choice([-1, 1])
             golden = config.matmul(row, weights)
             self.program.append(instruction)
+            self.matrices.append(weights)
             beats = row.reshape(-1, config.vector_lanes)
             codes.append(beats)
             last.append(np.arange(1, len(beats) + 1) % (wide // config.vector_lanes) == 0)
@@ -104,7 +108,7 @@ class _Case:
         }
 
 
-def _schedule(case: _Case, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], TlmmCycles]:
+def _schedule(case: Case, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], TlmmCycles]:
     """Stimuli's earliest cycles, ready traces and the prediction.
 
     The codes of an instruction are offered after the one before is done and an instruction after its codes are written, as the core's semaphores see to.
@@ -135,7 +139,7 @@ def check(made: Bench, configs: dict[str, TlmmConfig], seed: int, instructions: 
     stimuli: dict[str, Any] = {}
     ready, beats, expected = {}, {}, {}
     for name, config in configs.items():
-        case = _Case(config, rng, instructions)
+        case = Case(config, rng, instructions)
         words = case.words()
         waiting, ready[name], predicted = _schedule(case, rng)
         stimuli[name] = {port: Stimulus(words[port], cycles) for port, cycles in waiting.items()}

@@ -19,32 +19,34 @@ import numpy as np
 from lutra.hls_models.streams import Ready, handshakes
 from lutra.hls_models.ternary.tlmm import LOAD_AHEAD, TlmmConfig
 from lutra.hls_models.ternary.trits import tiles_of
-from lutra.hls_models.ternary.weights import ARRIVAL_CYCLES, LinearInstruction, WeightPathConfig
+from lutra.hls_models.ternary.weights import LinearInstruction
 
-__all__ = ["LinearCycles", "LinearTiming", "TlmmCycles", "codes_handshakes", "cycles", "utilisation"]
+__all__ = ["NEVER", "Drain", "Lookups", "TlmmCycles", "codes_handshakes", "cycles"]
 
 NEVER = -(1 << 60)
 """Earlier than any cycle."""
 
 
-class _Drain(NamedTuple):
-    """How one group's rows become beats: beats before input i, and the input that completes beat b."""
+class _Pattern(NamedTuple):
+    """How one group's rows become beats: beats before input i, the input that completes beat b, cycles that inputs before i take at least."""
 
     before: np.ndarray
     completes: np.ndarray
+    offset: np.ndarray
 
 
 @lru_cache(maxsize=4096)
-def _drain(columns: int, vector_lanes: int, tile: int, lanes: int) -> _Drain:
+def _pattern(columns: int, vector_lanes: int, tile: int, lanes: int) -> _Pattern:
     rows, padded = -(-tile // columns), -(-tile // vector_lanes) * vector_lanes
     items = np.minimum(np.arange(1, rows + 1) * columns, tile)
     items[-1] = padded
     total = (np.arange(lanes)[:, None] * padded + items).reshape(-1)
     before = np.concatenate([[0], total[:-1]]) // vector_lanes
-    return _Drain(before, np.searchsorted(total, np.arange(1, total[-1] // vector_lanes + 1) * vector_lanes))
+    completes = np.searchsorted(total, np.arange(1, total[-1] // vector_lanes + 1) * vector_lanes)
+    return _Pattern(before, completes, np.cumsum(np.maximum(np.diff(before, prepend=-1), 1)) - 1)
 
 
-class _DrainState:
+class Drain:
     """Gearbox and bank of the drain, group after group."""
 
     def __init__(self, config: TlmmConfig) -> None:
@@ -53,7 +55,7 @@ class _DrainState:
 
     def traced(self, written: np.ndarray, tile: int, lanes: int, ready: Ready) -> list[int]:
         """Beats of a group whose rows were stored at ``written``, into a sink with a ready trace; one step per beat."""
-        pattern = _drain(self.config.columns, self.config.vector_lanes, tile, lanes)
+        pattern = _pattern(self.config.columns, self.config.vector_lanes, tile, lanes)
         stored, beats, first = written.tolist() * lanes, [], self.left
         for i, before in enumerate(pattern.before.tolist()):
             self.read = max(stored[i] + 1, self.taken)
@@ -65,27 +67,20 @@ class _DrainState:
 
     def steady(self, written: np.ndarray, tile: int, lanes: int, ready: int) -> np.ndarray:
         """As ``traced``, into a sink that is ready from cycle ``ready`` on; vectorised."""
-        before, completes = _drain(self.config.columns, self.config.vector_lanes, tile, lanes)
+        before, completes, offset = _pattern(self.config.columns, self.config.vector_lanes, tile, lanes)
         stored = np.tile(written, lanes) if lanes > 1 else written
         beat = np.arange(len(completes))
         first = max(ready, self.left + 1)
-        if self.config.columns >= self.config.vector_lanes:  # every row completes a beat: only the rows' arrival can part the beats
-            bound = np.full(len(beat), first)
-            bound[before] = np.maximum(stored + 3, first)
-            beats = np.maximum.accumulate(bound - beat) + beat
-            follows = np.where(before > 0, beats[before - 1], self.left)
-            taken = np.maximum(stored + 2, follows)
-        else:
-            index = np.arange(len(before))
-            taken = np.maximum(stored + 2, np.where(before > 0, first + before - 1, self.left))
-            taken = np.maximum.accumulate(np.maximum(taken, self.taken + 1) - index) + index
-            beats = np.maximum.accumulate(np.maximum(taken[completes] + 1, first) - beat) + beat
+        # An input is taken when the beats before it have left: one per cycle from ``first`` on, and as many as the input before completed.
+        taken = np.maximum(stored + 2, np.where(before > 0, first + before - 1, self.left))
+        taken = np.maximum.accumulate(np.maximum(taken, self.taken + 1) - offset) + offset
+        beats = np.maximum.accumulate(np.maximum(taken[completes] + 1, first) - beat) + beat
         self.read = max(int(stored[-1]) + 1, int(taken[-2]) if len(taken) > 1 else self.taken)
         self.taken, self.left = int(taken[-1]), int(beats[-1])
         return beats
 
 
-class _Lookups:
+class Lookups:
     """Builds and rows of one instruction, build after build."""
 
     def __init__(self, config: TlmmConfig, start: int, row: int) -> None:
@@ -143,7 +138,7 @@ def cycles(
     done_ready: Ready,
 ) -> TlmmCycles:
     """Exact handshakes of every port for earliest cycles of the inputs and ready traces of the outputs."""
-    drain = _DrainState(config)
+    drain = Drain(config)
     instr: list[int] = []
     rows: list[np.ndarray] = []
     sums: list[int] = []
@@ -151,7 +146,7 @@ def cycles(
     position, row = 0, NEVER
     for instruction, earliest in zip(instructions, instr_not_before, strict=True):
         instr.append(max(int(earliest), done[-1] + 1 if done else 0))
-        lookups = _Lookups(config, instr[-1], row)
+        lookups = Lookups(config, instr[-1], row)
         for tile in tiles_of(instruction.columns, instruction.tile_columns):
             count = -(-tile // config.columns)
             for token in range(0, instruction.tokens, config.lanes):
