@@ -31,17 +31,17 @@ class HexRom(wiring.Component):
 
     Members
     -------
-    address : In(ceil_log2(depth))
-    enable : In(1)
-        ``data`` keeps its value in the cycle after one without.
-    data : Out(width)
+    read_addr : In(ceil_log2(depth))
+    read_en : In(1)
+        ``read_data`` keeps its value in the cycle after one without.
+    read_data : Out(width)
         Word of the address one cycle before. Undefined until the first read.
     """
 
     def __init__(self, *, width: int, depth: int, file: str = "") -> None:
         _check(width, depth)
         self.width, self.depth, self.file = width, depth, file
-        super().__init__({"address": In(max(1, ceil_log2(depth))), "enable": In(1, init=1), "data": Out(width)})
+        super().__init__({"read_addr": In(max(1, ceil_log2(depth))), "read_en": In(1, init=1), "read_data": Out(width)})
 
     def elaborate(self, platform: Any) -> Elaboratable:
         m = Module()
@@ -50,11 +50,11 @@ class HexRom(wiring.Component):
             p_FILE=self.file,
             p_WIDTH=self.width,
             p_DEPTH=self.depth,
-            p_ADDRESS=len(self.address),
+            p_ADDRESS=len(self.read_addr),
             i_clk=ClockSignal(),
-            i_read_en=self.enable,
-            i_read_addr=self.address,
-            o_read_data=self.data,
+            i_read_en=self.read_en,
+            i_read_addr=self.read_addr,
+            o_read_data=self.read_data,
         )
         return m
 
@@ -64,8 +64,8 @@ class HexRam(wiring.Component):
 
     Members
     -------
-    write_address : In(ceil_log2(depth))
-    write_enable : In(1)
+    write_addr : In(ceil_log2(depth))
+    write_en : In(1)
     write_data : In(width)
         Written at the end of the cycle.
     """
@@ -74,8 +74,8 @@ class HexRam(wiring.Component):
         _check(width, depth)
         self.width, self.depth, self.file = width, depth, file
         bits = max(1, ceil_log2(depth))
-        read = {"address": In(bits), "enable": In(1, init=1), "data": Out(width)}
-        super().__init__({**read, "write_address": In(bits), "write_enable": In(1), "write_data": In(width)})
+        read = {"read_addr": In(bits), "read_en": In(1, init=1), "read_data": Out(width)}
+        super().__init__({**read, "write_addr": In(bits), "write_en": In(1), "write_data": In(width)})
 
     def elaborate(self, platform: Any) -> Elaboratable:
         m = Module()
@@ -84,13 +84,13 @@ class HexRam(wiring.Component):
             p_FILE=self.file,
             p_WIDTH=self.width,
             p_DEPTH=self.depth,
-            p_ADDRESS=len(self.address),
+            p_ADDRESS=len(self.read_addr),
             i_clk=ClockSignal(),
-            i_read_en=self.enable,
-            i_read_addr=self.address,
-            o_read_data=self.data,
-            i_write_en=self.write_enable,
-            i_write_addr=self.write_address,
+            i_read_en=self.read_en,
+            i_read_addr=self.read_addr,
+            o_read_data=self.read_data,
+            i_write_en=self.write_en,
+            i_write_addr=self.write_addr,
             i_write_data=self.write_data,
         )
         return m
