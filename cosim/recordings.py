@@ -153,9 +153,11 @@ def compare(name: str, expected_payloads: ArrayLike | None, expected_cycles: Arr
         i = int(np.argmax(wrong))
         value = "" if payloads is None else f" expected {_hex(payloads[i])}, got {_hex(recording.payloads[i])};"
         when = f" cycle {recording.cycles[i]}" + ("" if cycles is None else f", expected cycle {cycles[i]}")
-        raise MismatchError(f"{name}[{first + i}]:{value}{when} ({int(wrong.sum())} of {count} beats differ)")
+        at = int(recording.cycles[i]) if cycles is None else int(min(recording.cycles[i], cycles[i]))
+        raise MismatchError(f"{name}[{first + i}]:{value}{when} ({int(wrong.sum())} of {count} beats differ)", at)
     for wanted, what in ((payloads, "golden"), (cycles, "predicted")):
         if wanted is not None and len(wanted) != len(recording):
             after = f", the last at cycle {recording.cycles[-1]}" if len(recording) else ""
-            raise MismatchError(f"{name}[{first + count}]: {len(recording)} beats recorded{after}, {len(wanted)} {what}")
+            at = int(cycles[count]) if cycles is not None and len(cycles) > count else int(recording.cycles[min(count, len(recording) - 1)]) if len(recording) else 0
+            raise MismatchError(f"{name}[{first + count}]: {len(recording)} beats recorded{after}, {len(wanted)} {what}", at)
     return 0 if payloads is None else payloads.size

@@ -21,4 +21,8 @@ class ToolError(LutraError):
 
 
 class MismatchError(LutraError):
-    """Simulated hardware that differs from its golden values or predicted cycles."""
+    """Simulated hardware that differs from its golden values or predicted cycles; ``cycle``: the earliest one at which it was seen."""
+
+    def __init__(self, message: str, cycle: int | None = None) -> None:
+        super().__init__(message)
+        self.cycle = cycle

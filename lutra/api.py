@@ -117,9 +117,10 @@ def cosim(run: str | Path, *, seed: int = 1, tokens: int = 32, prompt: str | Non
         found = found.model_copy(update={"seed": seed, "rtl": rtl, "text": written, "provenance": {**found.provenance, "rtl": "rtl", **proven}})
         draft.write_report(found)
         write_trace(draft.path / TRACE, spans(program, result.timing), clock_hz=spec.config.clock_hz, title=f"{spec.shape.name} on {spec.config.name}")
-    if not rtl.proven:
+    if not rtl.proven or result.mismatch:
         words_off = f"{result.words_mismatched:,} of {result.words_compared:,} words differ"
-        raise MismatchError(f"{opened.path}: {words_off}, cycles {result.cycles_measured - predicted:+,} against the prediction (report.json there has more)")
+        where = f"; first: {result.mismatch}" if result.mismatch else ""
+        raise MismatchError(f"{opened.path}: {words_off}, cycles {result.cycles_measured - predicted:+,} against the prediction{where}")
     return found
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lutra.figures import Timing
     from lutra.hls_models.ternary.config import CoreConfig
     from lutra.hls_models.ternary.core import CoreSpec
+    from lutra.hls_models.ternary.core_cycles import PassTimes
     from lutra.hls_models.ternary.program import Program
 
 __all__ = ["BLOCKS", "Simulated", "compile_program", "forward", "simulate", "timing", "verilog"]
@@ -35,13 +36,15 @@ BLOCKS = {
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a co-simulation found. ``tokens``: the ids that the RTL wrote; the words are elements of golden arrays; ``timing``: the cycle model's."""
+    """What a co-simulation found. ``tokens``: the ids that the RTL wrote; the words are elements of golden arrays; ``timing``: the cycle model's; ``mismatch``:
+    the first difference in time."""
 
     tokens: list[int]
     words_compared: int
     words_mismatched: int
     cycles_measured: int
     timing: Timing
+    mismatch: str | None = None
 
 
 def compile_program(model: Any, config: CoreConfig) -> Program:
@@ -64,9 +67,32 @@ def verilog(spec: CoreSpec, block: str) -> str:
 
 def timing(spec: CoreSpec, program: Program, *, prompt: int, contexts: Sequence[int]) -> Timing:
     """The cycle model: prefill of ``prompt`` tokens, then one decode pass per context (KV rows attended, the present token included)."""
-    from lutra.hls_models.ternary import cycles
+    from lutra.hls_models.ternary.core_cycles import CoreTiming
 
-    return cycles.timing(spec, program, prompt=prompt, contexts=contexts)
+    model = CoreTiming(spec, program)
+    passes = model.run(prompt, 1)
+    return _timing(program, passes + [model.pass_times(1, context - 1, True) for context in contexts], len(passes), 0)
+
+
+def _timing(program: Program, passes: Sequence[PassTimes], prompt_passes: int, start: int) -> Timing:
+    """Figures' form of passes of which the first ``prompt_passes`` are the prompt's; cycles counted from ``start``, the run's start pulse."""
+    import numpy as np
+
+    from lutra.figures import PassSize, Timing
+
+    begin = np.full((len(passes), len(program.instructions)), -1, np.int64)
+    done = begin.copy()
+    busy: dict[str, int] = {}
+    stalls: dict[str, dict[str, int]] = {}
+    for number, one in enumerate(passes):
+        for event in one.events:
+            begin[number, event.index], done[number, event.index] = event.start - start, event.done - start
+        for unit, (active, worked) in one.activity(program.instructions).items():
+            busy[unit.name] = busy.get(unit.name, 0) + worked
+            waits = stalls.setdefault(unit.name, {"waiting for data or room": 0})
+            waits["waiting for data or room"] += active - worked
+    sizes = tuple(PassSize(one.position, one.tokens, one.last, number >= prompt_passes) for number, one in enumerate(passes))
+    return Timing(sizes, begin, done, np.array([one.end - start for one in passes], np.int64), busy, stalls)
 
 
 def simulate(
@@ -85,9 +111,15 @@ def simulate(
 
     Logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id.
     """
-    from lutra.cosim import core
+    from lutra.cosim.core import CoreBench, Turn
 
-    return core.simulate(spec, program, ids, tokens, stop=stop, seed=seed, waves=waves, folder=folder, on_token=on_token)
+    bench = CoreBench(spec, program.beats)
+    bench.build(waves=waves)
+    turn = Turn(ids, tokens, stop=min(stop, default=None))
+    found = bench.check(program, [turn], folder=folder / "simulation", on_token=on_token)
+    prompt_passes = -(-len(ids) // spec.config.chunk)
+    times = _timing(program, found.times, prompt_passes, found.starts[0])
+    return Simulated(found.tokens, found.words_compared, found.words_mismatched, found.measured[0] if found.measured else 0, times, found.mismatch)
 
 
 def forward(model: Any, spec: CoreSpec, program: Program, ids: np.ndarray, update: Callable[[int, int], None]) -> tuple[np.ndarray, np.ndarray]:

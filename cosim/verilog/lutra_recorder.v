@@ -2,7 +2,7 @@
 // Writes every handshake of a stream to NAME.out: 32-bit little-endian words, cycle (2 words), then payload (WORDS words), lowest first.
 // `done` rises after as many beats as NAME.expect says (64 bits, most significant byte first); without that file it never does.
 // With NAME.window (three times 64 bits: size, first, last) only beats first <= i < last go there, and NAME.digests gets one 64-bit hash per
-// `size` beats, that of the rest, and the number of beats (cosim/windows.py has the hash).
+// `size` beats, that of the rest, and the number of beats (cosim/windows.py has the hash). If NAME.live exists, each beat is on disk at once.
 module lutra_recorder #(
     parameter NAME  = "",
     parameter WORDS = 1
@@ -24,6 +24,7 @@ module lutra_recorder #(
     integer     file;
     integer     digest_file;
     integer     setting;
+    reg         live;
     integer     got;
     integer     word;
 
@@ -47,13 +48,18 @@ module lutra_recorder #(
             $fclose(setting);
             digest_file = $fopen({NAME, ".digests"}, "wb");
         end
+        setting = $fopen({NAME, ".live"}, "rb");
+        live = setting != 0;
+        if (live) $fclose(setting);
         file = $fopen({NAME, ".out"}, "wb");
     end
 
     always @(posedge clk) begin
         if (!rst && valid && ready) begin
-            if (window[191:128] == 0) $fwrite(file, "%u", beat);
-            else begin
+            if (window[191:128] == 0) begin
+                $fwrite(file, "%u", beat);
+                if (live) $fflush(file);
+            end else begin
                 if (count >= window[127:64] && count < window[63:0]) $fwrite(file, "%u", beat);
                 hash = position;
                 for (word = 0; word < WORDS + 2; word = word + 1) begin

@@ -11,7 +11,7 @@ the rows that LOADER waits for) is joined when the later one is reached; nothing
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ class Event(NamedTuple):
 class PassTimes:
     """A pass from its SETUP cycle ``start`` to the cycle ``end`` after its NEXT; ``token``: handshake of the chosen id.
 
+    ``worked``: clocks in which a unit moved a beat (LOADER, HEAD: memory beats; LINEAR: lookups; VECTOR: source and code beats) or, ATTEND, attended.
     ``streams``: handshake cycles of every boundary, in pieces (only in detail).
     """
 
@@ -59,11 +60,22 @@ class PassTimes:
     end: int = 0
     token: int | None = None
     events: list[Event] = field(default_factory=list)
+    worked: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys((unit for unit in Unit if unit is not Unit.END), 0))
     streams: dict[str, list[Cycles]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def cycles(self) -> int:
         return self.end - self.start
+
+    def activity(self, instructions: Sequence[Instruction]) -> dict[Unit, tuple[int, int]]:
+        """Per unit: clocks with an instruction under way (overlapping ones once), and ``worked``."""
+        active = dict.fromkeys(self.worked, 0)
+        seen = dict.fromkeys(self.worked, self.start)
+        for event in sorted(self.events, key=lambda event: event.start):
+            unit = instructions[event.index].unit
+            active[unit] += max(event.done + 1 - max(event.start, seen[unit]), 0)
+            seen[unit] = max(seen[unit], event.done + 1)
+        return {unit: (active[unit], worked) for unit, worked in self.worked.items()}
 
 
 class CoreTiming:
@@ -175,6 +187,7 @@ class _Pass:
         start = loader.start(load, self._granted(instruction, offered))
         self.pops[Unit.LOADER].append(start)
         self.loads.append((index, start))
+        self.times.worked[Unit.LOADER] += load.beats * load.repetitions
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
             rows = []
             while loader.remaining:
@@ -226,6 +239,7 @@ class _Pass:
             arrived = arrived[wanted:]
             loader.free(LoadTarget.WEIGHTS, step.freed)
             self._record("rows", step.rows)
+            self.times.worked[Unit.LINEAR] += len(step.rows)
             if len(step.sums):
                 sums.append(step.sums)
         self._loaded()
@@ -267,6 +281,7 @@ class _Pass:
         core._loader.free(LoadTarget.PARAMS, times.params_freed)
         core._loader.free(LoadTarget.ROPE, times.rope_freed)
         self.codes = times.codes
+        self.times.worked[Unit.VECTOR] += len(source) + len(times.codes)
         self._record("codes", times.codes)
         self._ended(index, start, times.done)
         self._accepted = -1
@@ -308,6 +323,7 @@ class _Pass:
         for name in ("kv_write", "kv_read", "kv_data", "values"):
             self._record(name, getattr(times, name))
         self.core._free[Unit.ATTEND] = times.done + 1
+        self.times.worked[Unit.ATTEND] += times.done - int(times.kv_write[-1])
         self._ended(index, start, times.done)
         self.attend = None
         return times.values
@@ -323,6 +339,7 @@ class _Pass:
         self._loaded()
         token, done = head.finish(instruction.fields["vocabulary"], int(rows[-1]))
         self.times.token = token
+        self.times.worked[Unit.HEAD] += len(rows)
         self._record("head_rows", rows)
         self._record("token", [token])
         self._ended(index, start, done)
