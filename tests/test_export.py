@@ -10,10 +10,11 @@ from safetensors.numpy import load_file
 
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import ModelShape
+from lutra.mapping.catalogue import HERE, open_model
 from lutra.mapping.exporter import export
 from lutra.mapping.graph import build
 from lutra.mapping.importer import NORM_NAMES, PLACES, load, unpack_rows
-from lutra.mapping.model import ternarise
+from lutra.mapping.model import TernaryModel, ternarise
 from lutra.mapping.reference import evaluate
 from lutra.mapping.tokenizer import Tokenizer
 
@@ -97,3 +98,28 @@ def test_unusable_weights_leave_nothing(tmp_path: Path, weights: dict[str, np.nd
     ):
         export(tmp_path / "small", SHAPE, weights, ALPHABET[1:], FACTS, None, "text.txt")
     assert not (tmp_path / "small").exists()
+
+
+# Hamlet, in the manner of the training text (which has none of it)
+PASSAGE = """HAMLET:
+To be, or not to be: that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles,
+And by opposing end them?
+"""
+
+
+def test_the_shipped_model() -> None:
+    folder, model = HERE / "models" / "tiny-shakespeare", open_model("tiny-shakespeare")
+    assert isinstance(model, TernaryModel)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_500_000 and 800_000 <= model.shape.ternary_weights <= 1_000_000
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["held_out_loss"] <= 1.48 and f"**{facts['held_out_loss']:.4f} nats" in (folder / "README.md").read_text()
+    assert {name: getattr(model.shape, name) for name in facts["shape"]} == facts["shape"]
+    tokenizer = Tokenizer.load(folder, model.shape.vocabulary)
+    ids = np.array(tokenizer.encode(PASSAGE))
+    assert tokenizer.decode(ids.tolist()) == PASSAGE
+    logits = evaluate(build(model), ids[:-1])
+    loss = (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]).mean()
+    assert loss < 2.0, "a character by chance costs ln 65 = 4.17 nats"
