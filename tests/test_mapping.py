@@ -140,15 +140,11 @@ def test_tables_read_back(case: tuple[CoreConfig, TernaryModel, Graph, Program])
     assert len(rope) == shape.layers and {i.fields["address"] for i in rope} == {program.region("rope").address}
     beats = rope[0].fields["beats"]
     for position in (0, 1, shape.context - 1):
-        at = replace_address(rope[0], rope[0].fields["address"] + position * beats)
+        at = rope[0]._replace(fields=rope[0].fields | {"address": rope[0].fields["address"] + position * beats})
         cos, sin = rows_of(core, program, at).reshape(-1, 2).T
         angle = position * shape.rope_theta ** (-2 * np.arange(shape.head_dim // 2) / shape.head_dim)
         np.testing.assert_array_equal(cos, from_float64(E8M11, np.cos(angle)))
         np.testing.assert_array_equal(sin, from_float64(E8M11, np.sin(angle)))
-
-
-def replace_address(load: Instruction, address: int) -> Instruction:
-    return load._replace(fields=load.fields | {"address": address})
 
 
 class StuckError(Exception):
