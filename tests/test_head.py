@@ -39,7 +39,7 @@ def test_rtl_equals_the_model_in_many_cases(bench: Bench, rng: np.random.Generat
     assert check(bench, rng) > 2_000
 
 
-@pytest.mark.parametrize(("port", "kind"), [("rows", "flip"), ("codes", "drop"), ("rows", "delay")])
+@pytest.mark.parametrize(("port", "kind"), [("rows", "flip"), ("codes", "drop"), ("instr", "delay")])
 def test_faults_are_caught(bench: Bench, rng: np.random.Generator, port: str, kind: str) -> None:
     """The last code of the row and the first table beat (its lowest bit: of the scale) matter to every score."""
     one = head.case(CONFIGS[1], rng, 1)

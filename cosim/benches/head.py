@@ -51,7 +51,7 @@ def configurations(seed: int, count: int = 12) -> list[HeadConfig]:
     while len(found) < count:
         lanes = int(rng.choice([2, 4, 8]))
         beat = lanes * int(rng.integers(3, 24 // lanes + 1))
-        found.append(HeadConfig(beat_bytes=beat, vector_lanes=lanes, hidden=lanes * int(rng.integers(1, 24)), best=int(rng.integers(1, 11))))
+        found.append(HeadConfig(beat_bytes=beat, vector_lanes=lanes, hidden=lanes * int(rng.integers(1, 24)), best=int(rng.integers(1, 7))))
     return found
 
 

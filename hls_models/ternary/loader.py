@@ -396,6 +396,10 @@ class LoaderTiming:
         empty = np.zeros(0, np.int64)
         return np.concatenate([*requests, empty]), np.concatenate([*delivered, empty])
 
+    def delivered_beats(self, rows: Cycles) -> Cycles:
+        """Handshakes of all beats of weight rows, from their last beats': a row's room is granted whole, so its beats follow each other."""
+        return (rows[:, None] + np.arange(1 - self.config.row_beats, 1)).reshape(-1)
+
     def deliver(self, accept: Accept) -> tuple[Cycles, Cycles]:
         """The rest of an EMBED or HEAD load: (``read`` handshakes, handshakes at the output: units of V codes, or beats).
 

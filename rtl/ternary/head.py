@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """HEAD: int8 language-model head, greedy choice and the k best scores."""
 
-from amaranth import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.floats import FP32
 from lutra.hls_models.ternary.head import HeadConfig
-from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, Unit
+from lutra.hls_models.ternary.isa import Unit
 from lutra.rtl.floats import FloatMul, IntToFloat
+from lutra.rtl.ternary.dispatch import unit_layout
 
 __all__ = ["Head"]
 
@@ -126,7 +127,7 @@ class Head(wiring.Component):
         )
         super().__init__(
             {
-                "instr": In(stream.Signature(data.StructLayout({f.name: unsigned(f.bits) for f in UNIT_FIELDS[Unit.HEAD] + PASS_FIELDS}))),
+                "instr": In(stream.Signature(unit_layout(Unit.HEAD))),
                 "codes": In(stream.Signature(code)),
                 "rows": In(stream.Signature(8 * config.beat_bytes)),
                 "token": Out(stream.Signature(data.StructLayout({"id": 20, "score": 32, "activation_scale": 32}))),
@@ -138,7 +139,7 @@ class Head(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self._config
-        m.submodules.dot = dot = _Dot(config)
+        m.submodules.products = dot = _Dot(config)
         m.submodules.to_float = to_float = IntToFloat(width=config.dot_bits, format=FP32)
         m.submodules.scaled = scaled = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
         m.submodules.best_list = best = _Best(config)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """LOADER: fetches weights, parameters, rotary rows, embeddings and the head's table from memory."""
 
-from amaranth import C, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
+from lutra.hls_models.ternary.isa import LoadMode, LoadTarget, Unit
 from lutra.hls_models.ternary.loader import PARAM_BITS, LoaderConfig
 from lutra.rtl.streams import Queue
+from lutra.rtl.ternary.dispatch import unit_layout
 
 __all__ = ["Loader"]
 
@@ -38,7 +39,7 @@ class _Plan(wiring.Component):
         super().__init__(
             {
                 "room": In(1),
-                "instr": In(stream.Signature(data.StructLayout({f.name: unsigned(f.bits) for f in UNIT_FIELDS[Unit.LOADER] + PASS_FIELDS}))),
+                "instr": In(stream.Signature(unit_layout(Unit.LOADER))),
                 "id_request": Out(stream.Signature(16)),
                 "id": In(stream.Signature(20)),
                 "job": Out(stream.Signature(JOB)),
@@ -347,7 +348,7 @@ class Loader(wiring.Component):
         beat, row, freed = stream.Signature(8 * config.beat_bytes), stream.Signature(config.vector_lanes * PARAM_BITS), stream.Signature(1)
         super().__init__(
             {
-                "instr": In(_Plan().instr.signature.flip()),
+                "instr": In(stream.Signature(unit_layout(Unit.LOADER))),
                 "read": Out(stream.Signature(32)),
                 "data": In(beat),
                 "id_request": Out(stream.Signature(16)),
