@@ -21,18 +21,19 @@ Bits = NDArray[np.uint32]
 
 
 def configurations(seed: int, count: int = 12) -> list[VectorConfig]:
-    """The smallest unit, the tiny preset's, one of each other format, the rest drawn from the seed."""
+    """The smallest unit, the tiny preset's, other formats, lanes that are no power of two, many lanes; every other size is drawn from the seed."""
     rng = np.random.default_rng(seed)
     found = [
         VectorConfig(lanes=2, max_tokens=1, max_columns=2, hidden=2, head_dim=2, params_rows=4, rope_rows=1, max_groups=1, accumulator_bits=2),
         VectorConfig(lanes=4, activation="relu2"),
         _draw(rng, 2, "relu2", BF16),
-        _draw(rng, 4, "relu2", FP16),
+        _draw(rng, 2, "relu2", FP16),
         _draw(rng, 6, "silu", E8M11),
+        _draw(rng, 8, "relu2", E8M11),
     ]
-    while len(found) < count:
-        found.append(_draw(rng, int(rng.choice([2, 4, 8], p=[0.4, 0.4, 0.2])), str(rng.choice(["relu2", "silu"])), E8M11))
-    return found
+    while len(found) < count:  # two lanes: the sizes matter here, and more lanes take longer to build
+        found.append(_draw(rng, 2, ("relu2", "silu")[len(found) % 2], E8M11))
+    return found[:count]
 
 
 def _draw(rng: np.random.Generator, v: int, activation: str, F: FloatFormat) -> VectorConfig:

@@ -5,9 +5,9 @@ What that page leaves open, settled here:
 
 - ``a`` is the largest bit pattern of |u|, so infinity is above every number and NaN above infinity. Infinite ``a``: inv = 0, finite codes are 0, the scale is
   infinite; NaN: codes are 0, the scale is NaN. A code that would be NaN is 0 (``to_int``).
-- The root of a normed row cancels in the codes, and LINEAR does not look at the scale beside them: with norm that scale is f32(a * f32(1/127)) for LINEAR and
-  ATTEND, so that no code waits for a square root; scale[token], which dequantises the next sums, has the root. For HEAD (a normed row is one group) it is complete
-  in both places.
+- The root of a normed row cancels in the codes, and LINEAR does not look at the scale beside them: with norm that scale is f32(a * f32(1/127)) for
+  LINEAR and ATTEND, so that no code waits for a square root; scale[token], which dequantises the next sums, has the root. For HEAD (a normed row is
+  one group) it is complete in both places.
 - scale[token] is stored for the destinations LINEAR and HEAD, from the row's last group.
 - A ROPE instruction takes tokens * head_dim / V rows of ``rope`` (all of them before its first beat, given up after its last one), also if rope_columns = 0.
 - GATE: columns and tile_columns are multiples of 2V, so that a token's beats of a tile make whole result beats.

@@ -3,10 +3,12 @@
 
 With instr taken at i (all other names: handshake cycles, or cycles in which a state is current):
 
-    header row k popped   h[k] = max(i + 1, h[k-1] + 2, params[k] + 1)                    HEADER, HEADER_DATA
-    tile j opens          o[j] = max(h[-1] + 2 or last beat of tile j-1 + 1, its last gain + 1, first tile of ROPE: its last rope row + 1); first beat from o[j] + 1
-    z of a source beat s  s + latencies.sums or .values + latencies.operate or .gate      (gate: of the second of two)
-    gain freed            z of the last token's beat; params_freed from the cycle after; rope rows: from the cycle after the last z, one per clock
+    header row k popped   h[k] = max(i + 1, h[k-1] + 2, params[k] + 1)                    states HEADER, HEADER_DATA
+    tile j opens          o[j] = max(h[-1] + 2 or last beat of tile j-1 + 1, its last gain + 1); the first of ROPE: its last rope row + 1, too
+    first beat of tile j  from o[j] + 1, then one per clock
+    z of a source beat s  s + latencies.sums or .values + latencies.operate or .gate      gate: of the second of two beats
+    gain freed            z of the last token's beat; params_freed from the cycle after
+    rope rows freed       one per clock from the cycle after the last z
     measured              last z + latencies.gain + latencies.levels                      then LOAD
     group g taken         p[g] = max(d[g] + division, last beat of group g-1 read), d[0] = measured + 1 + latencies.load, d[g+1] = p[g] + 1 + latencies.load
     code beats read       from p[g] + 1, one per clock, at most OUTPUT_DEPTH not yet accepted; offered latencies.code later

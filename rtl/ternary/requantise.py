@@ -30,9 +30,9 @@ def codes_layout(config: VectorConfig) -> data.StructLayout:
 class Scaler(wiring.Component):
     """127/a and the scale of every group, then (norm) the scale of every row, with one serial divider.
 
-    LOAD (a is read and converted), DIVIDE, INVERSE until the quotient has been taken by ``group``: one round per group. With norm and another destination than HEAD, all rows
-    follow: ROOT, ROOT_RESULT, QUOTIENT, QUOTIENT_RESULT, SCALE (the product by 1/127). For HEAD these steps come between INVERSE and PUSH, so that its codes carry the
-    complete scale.
+    LOAD (a is read and converted), DIVIDE, INVERSE until ``group`` has taken the quotient: one round per group. With norm the rows follow, once all
+    groups are through: ROOT, ROOT_RESULT, QUOTIENT, QUOTIENT_RESULT, SCALE (the product by 1/127), PUSH. For HEAD these steps come before each group is
+    handed on, so that its codes carry the complete scale.
 
     Members
     -------
@@ -162,10 +162,9 @@ class Scaler(wiring.Component):
                     m.next = "PUSH"
             with m.State("PUSH"):
                 m.d.comb += self.group.valid.eq(complete_first)
-                with m.If(complete_first):
-                    with m.If(self.group.ready):
-                        next_group()
-                with m.Else():
+                with m.If(complete_first & self.group.ready):
+                    next_group()
+                with m.Elif(~complete_first):
                     m.d.comb += self.scale_write.enable.eq(kept)
                     m.d.sync += from_quotient.eq(0)
                     next_token()
@@ -230,13 +229,28 @@ class Codes(wiring.Component):
         with m.If(self.group.ready):
             m.d.sync += [held.eq(self.group.valid), present.eq(self.group.payload)]
         with m.If(self.start):
-            m.d.sync += [group_left.eq(job.group_columns), row_left.eq(job.results), tokens_left.eq(job.tokens), token.eq(0), group.eq(0), row.eq(0), base.eq(0)]
+            m.d.sync += [
+                group_left.eq(job.group_columns),
+                row_left.eq(job.results),
+                tokens_left.eq(job.tokens),
+                token.eq(0),
+                group.eq(0),
+                row.eq(0),
+                base.eq(0),
+            ]
         with m.If(issue):
             m.d.sync += [row.eq(row + 1), group_left.eq(group_left - v), row_left.eq(row_left - v)]
             with m.If(group_end):
                 m.d.sync += [group_left.eq(job.group_columns), group.eq(group + 1)]
             with m.If(row_end):
-                m.d.sync += [row_left.eq(job.results), group.eq(0), token.eq(token + 1), tokens_left.eq(tokens_left - 1), row.eq(base + stride), base.eq(base + stride)]
+                m.d.sync += [
+                    row_left.eq(job.results),
+                    group.eq(0),
+                    token.eq(token + 1),
+                    tokens_left.eq(tokens_left - 1),
+                    row.eq(base + stride),
+                    base.eq(base + stride),
+                ]
 
         inverse = register(m, present.inverse, "inverse")
         lanes = []

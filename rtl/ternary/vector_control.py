@@ -338,11 +338,10 @@ class Control(wiring.Component):
                 m.next = "HEADER"
                 with m.If(header_row == config.header_rows - 1):
                     m.next = "TILE"
-            with m.State("TILE"):
-                with m.If((self.params_available >= gains) & (~(first & rope) | (self.rope_available >= rope_columns))):
-                    m.d.comb += [self.params_claim.eq(gains), self.rope_claim.eq(Mux(first & rope, rope_columns, 0))]
-                    m.d.sync += first.eq(0)
-                    m.next = "OPEN"
+            with m.State("TILE"), m.If((self.params_available >= gains) & (~(first & rope) | (self.rope_available >= rope_columns))):
+                m.d.comb += [self.params_claim.eq(gains), self.rope_claim.eq(Mux(first & rope, rope_columns, 0))]
+                m.d.sync += first.eq(0)
+                m.next = "OPEN"
             with m.State("OPEN"):
                 m.d.comb += [
                     self.ready.sums.eq(job.source == Source.SUMS),
@@ -361,9 +360,8 @@ class Control(wiring.Component):
                 with m.If(complete & self.done.ready):
                     m.d.sync += complete.eq(0)
                     m.next = "SETTLE"
-            with m.State("SETTLE"):
-                with m.If(self.settled):
-                    m.next = "IDLE"
+            with m.State("SETTLE"), m.If(self.settled):
+                m.next = "IDLE"
         return m
 
     def _places(self, m: Module, walker: Walker, turns: Cycle, rope: Signal) -> None:

@@ -90,7 +90,12 @@ class Dequantise(wiring.Component):
 
         m.submodules.scale = scale = Memory(shape=FP32.bits, depth=config.max_tokens, init=[])
         write, read = scale.write_port(), scale.read_port()
-        m.d.comb += [read.addr.eq(self.token), write.en.eq(self.scale_write.enable), write.addr.eq(self.scale_write.token), write.data.eq(self.scale_write.value)]
+        m.d.comb += [
+            read.addr.eq(self.token),
+            write.en.eq(self.scale_write.enable),
+            write.addr.eq(self.scale_write.token),
+            write.data.eq(self.scale_write.value),
+        ]
 
         stepped = delay(m, self.step & ~is_values, 1, "stepped")
         segment = register(m, self.segment, "segment_1")

@@ -71,8 +71,9 @@ class Maxima(wiring.Component):
 class MeanSquares(wiring.Component):
     """sum z^2 * reciprocal + eps of every row, in fp32.
 
-    One adder sums the beats' squares into partial sums, which lie in two banks (even and odd), then the partial sums level by level, in place, and adds eps. Cycles
-    from the last beat of z to the first result, and from a result's handshake to the next: ``latencies.summed``, ``latencies.reduce``.
+    One adder sums the beats' squares into partial sums, which lie in two banks (even and odd), then the partial sums level by level, in place, and adds
+    eps. The first result stands ``latencies.summed + 1 + latencies.reduce`` clocks after the last beat of z, the next ``1 + latencies.reduce`` after the
+    handshake of the one before.
 
     Members
     -------
