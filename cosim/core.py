@@ -3,9 +3,9 @@
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.registers import Register
 from lutra.rtl.ternary.system import OnChipSystem
 
-__all__ = ["CoreBench", "CoreRun", "Turn", "hex_image"]
+__all__ = ["CoreBench", "CoreRun", "Job", "Turn", "hex_image"]
 
 MARGIN = 20_000
 """Cycles beyond the predicted end after which a simulation that has not ended is stopped."""
@@ -102,99 +102,119 @@ class CoreRun:
     predicted; ``measured``: clocks from start to end of each turn in the RTL; ``mismatch``: the first difference in time, in words.
     """
 
-    tokens: list[int]
-    passes: list[Pass]
-    times: list[PassTimes]
-    starts: list[int]
-    ends: list[int]
-    measured: list[int]
-    words_compared: int
-    words_mismatched: int
-    mismatch: str | None
+    tokens: list[int] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    times: list[PassTimes] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
+    words_compared: int = 0
+    words_mismatched: int = 0
+    mismatch: str | None = None
+
+    @property
+    def chosen(self) -> NDArray[np.uint32]:
+        """The golden model's ids."""
+        return np.array([done.token for done in self.passes if done.last], np.uint32)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a core shall do: ``turns`` on ``program``; ``memory``: what the RTL's memory holds instead of the program's image (negative controls)."""
+
+    program: Program
+    turns: Sequence[Turn]
+    memory: Program | None = None
 
 
 class CoreBench:
-    """A Verilated core for one spec and memory depth; runs turns of a conversation on any program of that size.
+    """Verilated cores with their memories in one top; each runs the turns of a conversation on any program that fits its memory.
 
     Parameters
     ----------
-    spec : the core. ``beats`` : depth of its read-only memory.
+    cores : by name, the core and the beats of its read-only memory (rounded up to a power of two)
     """
 
-    def __init__(self, spec: CoreSpec, beats: int) -> None:
-        self.spec = spec
-        self._bench = Bench(spec.config.name)
-        self._bench.add("core", HostedSystem(OnChipSystem(spec, beats=1 << (beats - 1).bit_length(), file="memory.hex")))
+    def __init__(self, cores: Mapping[str, tuple[CoreSpec, int]]) -> None:
+        self.specs = {name: spec for name, (spec, _) in cores.items()}
+        self._bench = Bench(", ".join(dict.fromkeys(spec.config.name for spec in self.specs.values())))
+        for name, (spec, beats) in cores.items():
+            self._bench.add(name, HostedSystem(OnChipSystem(spec, beats=1 << (beats - 1).bit_length(), file=f"{name}.hex")))
 
     def build(self, *, waves: bool = False) -> None:
-        """Verilates the core, or takes it from the cache."""
+        """Verilates the cores, or takes them from the cache."""
         self._bench.build(waves=waves)
 
     def check(
         self,
-        program: Program,
-        turns: Sequence[Turn],
+        jobs: Mapping[str, Job],
         *,
         folder: Path | None = None,
         faults: Sequence[Fault] = (),
-        image: Program | None = None,
         on_token: Callable[[int], None] | None = None,
-    ) -> CoreRun:
-        """Runs ``turns`` on the RTL beside golden and cycle model and compares every word and handshake of every boundary.
+    ) -> dict[str, CoreRun]:
+        """Runs every core's job on the RTL beside golden and cycle model and compares every word and handshake of every boundary.
 
         Parameters
         ----------
         folder : receives the recordings (and waves); a temporary one otherwise
         faults : disturb boundaries of the RTL
-        image : what the RTL's memory holds instead of ``program`` (negative controls)
-        on_token : called with each id as the RTL writes it
+        on_token : called with each id as the RTL of the first job writes it
         """
-        golden, timing = Executor(self.spec, program), CoreTiming(self.spec, program, detail=True)
-        run = CoreRun([], [], [], [], [], [], 0, 0, None)
-        end, writes = -1, []
-        for turn in turns:
+        runs = {name: self._expect(name, job) for name, job in jobs.items()}
+        first = next(iter(jobs))
+        with tempfile.TemporaryDirectory(prefix="lutra-core-") as scratch:
+            place = folder or Path(scratch)
+            with _tail(place / f"{first}.token.out", on_token):
+                recorded = self._play(jobs, runs, place, faults)
+        for name, run in runs.items():
+            ports = recorded[name]
+            run.tokens = [int(word) for word in ports["token"].payloads[:, 0]]
+            run.measured = [int(cycle) - 1 - start for cycle, start in zip(ports["finished"].cycles, run.starts, strict=False)]
+            _compare(run, ports)
+        return runs
+
+    def _expect(self, name: str, job: Job) -> CoreRun:
+        """Golden values and predicted cycles of a job."""
+        spec = self.specs[name]
+        golden, timing = Executor(spec, job.program), CoreTiming(spec, job.program, detail=True)
+        run = CoreRun()
+        for turn in job.turns:
             mine = list(golden.generate(list(turn.prompt), turn.count, start=turn.start, stop=turn.stop, record=True))
-            written = turn.writes()
-            run.starts.append(end + len(written) + 1)
-            count = sum(done.last for done in mine)
-            run.times += timing.run(len(turn.prompt), count, start=turn.start, at=run.starts[-1])
-            end = timing.now
-            run.ends.append(end)
+            # Writes come one per clock once the turn before has ended; the start pulse follows the last.
+            run.starts.append((run.ends[-1] if run.ends else -1) + len(turn.writes()) + 1)
+            run.times += timing.run(len(turn.prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
+            run.ends.append(timing.now)
             run.passes += mine
-            writes += written
-        chosen = [done.token for done in run.passes if done.last and done.token is not None]
-        with tempfile.TemporaryDirectory(prefix="lutra-core-") as scratch, _tail((folder or Path(scratch)) / "core.token.out", on_token):
-            recorded = self._play(writes, image or program, len(chosen), len(turns), end + MARGIN, folder or Path(scratch), faults)
-        run.tokens = [int(word) for word in recorded["token"].payloads[:, 0]]
-        run.measured = [int(cycle) - 1 - start for cycle, start in zip(recorded["finished"].cycles, run.starts, strict=False)]
-        _compare(run, recorded, np.array(chosen, np.uint32), np.array(run.ends) + 1)
         return run
 
-    def _play(
-        self, writes: list[tuple[Register, int]], program: Program, tokens: int, turns: int, max_cycles: int, folder: Path, faults: Sequence[Fault]
-    ) -> dict[str, Recording]:
+    def _play(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], folder: Path, faults: Sequence[Fault]) -> dict[str, dict[str, Recording]]:
+        writes = {
+            name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()
+        }
+        files = {f"{name}.hex": hex_image(job.memory or job.program) for name, job in jobs.items()}
         try:
             return self._bench.run(
-                stimuli={"core": {"writes": Stimulus(np.array([address | value << 6 for address, value in writes], np.uint64))}},
-                beats={"core": {"token": tokens, "finished": turns}},
-                files={"memory.hex": hex_image(program), "core.token.live": b""},
+                stimuli={name: {"writes": Stimulus(words)} for name, words in writes.items()},
+                beats={name: {"token": len(run.chosen), "finished": len(run.ends)} for name, run in runs.items()},
+                files=files | {f"{next(iter(jobs))}.token.live": b""},
                 faults=faults,
-                max_cycles=max_cycles,
+                max_cycles=max(run.ends[-1] for run in runs.values()) + MARGIN,
                 keep=folder,
-            )["core"]
+            )
         except MismatchError as error:  # too few tokens: the comparison says where that began
             recordings: dict[str, dict[str, Recording]] = error.recordings  # type: ignore[attr-defined]
-            return recordings["core"]
+            return recordings
 
 
-def _compare(run: CoreRun, recorded: dict[str, Recording], tokens: NDArray[np.uint32], finished: NDArray[np.int64]) -> None:
+def _compare(run: CoreRun, recorded: Mapping[str, Recording]) -> None:
     """Holds recordings against golden words and predicted cycles; fills the counts and the first difference of ``run``."""
-    wanted: dict[str, tuple[Any, Any]] = {"token": (tokens, None), "finished": (None, finished)}
+    wanted: dict[str, tuple[Any, Any]] = {"finished": (None, np.array(run.ends) + 1)}
     names = list(dict.fromkeys(name for times in run.times for name in times.streams))
     for name in names:
         words = [part for done in run.passes for part in done.streams.get(name, [])]
         cycles = np.concatenate([part for times in run.times for part in times.streams.get(name, [])])
-        wanted[name] = (tokens if name == "token" else np.concatenate(words) if words else None, cycles)
+        wanted[name] = (run.chosen if name == "token" else np.concatenate(words) if words else None, cycles)
     first: tuple[int, str] | None = None
     for name, (words, cycles) in wanted.items():
         recording = recorded[name]

@@ -111,12 +111,12 @@ def simulate(
 
     Logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id.
     """
-    from lutra.cosim.core import CoreBench, Turn
+    from lutra.cosim.core import CoreBench, Job, Turn
 
-    bench = CoreBench(spec, program.beats)
+    bench = CoreBench({"core": (spec, program.beats)})
     bench.build(waves=waves)
     turn = Turn(ids, tokens, stop=min(stop, default=None))
-    found = bench.check(program, [turn], folder=folder / "simulation", on_token=on_token)
+    found = bench.check({"core": Job(program, [turn])}, folder=folder / "simulation", on_token=on_token)["core"]
     prompt_passes = -(-len(ids) // spec.config.chunk)
     times = _timing(program, found.times, prompt_passes, found.starts[0])
     return Simulated(found.tokens, found.words_compared, found.words_mismatched, found.measured[0] if found.measured else 0, times, found.mismatch)

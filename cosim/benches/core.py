@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole cores of random sizes with random models: conversations on the RTL against golden values and cycle model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.cosim.core import CoreBench, Job, Turn
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.config import CoreConfig
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.program import Program
+from lutra.mapping.lower import compile_model
+from lutra.mapping.model import TernaryModel
+
+__all__ = ["Small", "bench", "conversation", "small"]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A core and a random model compiled for it."""
+
+    spec: CoreSpec
+    program: Program
+
+
+def small(rng: np.random.Generator) -> Small:
+    """A core and a model of random small sizes: lanes, tables, heads, groups, activations, non-multiples of every size."""
+    v = int(rng.choice([2, 4]))
+    kv_heads, group = int(rng.integers(1, 3)), int(rng.integers(1, 4))
+    head_dim = v * int(rng.integers(1, 4))
+    shape = ModelShape(
+        name="random",
+        hidden=v * int(rng.integers(2, 9)),
+        layers=int(rng.integers(1, 3)),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=v * int(rng.integers(2, 12)),
+        vocabulary=int(rng.integers(5, 40)),
+        context=int(rng.integers(12, 40)),
+        activation=str(rng.choice(["relu2", "silu"])),
+        sub_norms=bool(rng.integers(4)),
+        tied=bool(rng.integers(2)),
+    )
+    chunk = int(rng.integers(1, 6))
+    widest = max(shape.hidden, shape.heads * head_dim, shape.ffn, (shape.heads + 2 * kv_heads) * head_dim)
+    config = CoreConfig(
+        name="random",
+        clock_hz=50e6,
+        group=int(rng.integers(2, 5)),
+        tables=int(rng.integers(1, 5)),
+        columns=int(rng.integers(1, 8)),
+        lanes=int(rng.integers(1, 4)),
+        vector_lanes=v,
+        half_tables=bool(rng.integers(2)),
+        allow_stalls=True,
+        ring_rows=2 * widest * (-(-widest // 2) + 1),
+        max_tile_columns=-(-2 * shape.ffn // v) * v,
+        chunk=chunk,
+        key_tile=int(rng.choice([4, 8, 16])),
+        beat_bytes=v * int(rng.integers(3, 9)),
+        params_rows=64 + widest // v,
+        rope_rows=max(8, chunk * head_dim // v) + 8,
+        best=int(rng.integers(1, 6)),
+        queue=int(rng.integers(2, 5)),
+    )
+    model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
+    return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
+
+
+def bench(cores: list[Small]) -> CoreBench:
+    """All of them in one top, as ``c0``, ``c1`` …"""
+    return CoreBench({f"c{i}": (one.spec, one.program.beats) for i, one in enumerate(cores)})
+
+
+def conversation(one: Small, rng: np.random.Generator) -> Job:
+    """Turns that fill the context bit by bit: prompts of any length, a turn that goes back, a stop token."""
+    shape, turns, at = one.spec.shape, [], 0
+    while at < shape.context - 2 and len(turns) < 4:
+        length = int(rng.integers(1, min(11, shape.context - at)))
+        count = int(rng.integers(1, 4))
+        stop = int(rng.integers(shape.vocabulary)) if rng.integers(2) else None
+        turns.append(Turn(rng.integers(0, shape.vocabulary, length).tolist(), count, at, stop))
+        at = int(rng.integers(0, at + 1)) if not rng.integers(4) else at + length
+    return Job(one.program, turns)
