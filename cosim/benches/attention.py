@@ -1,33 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bench of ATTEND: random sizes, passes, data and stalls; every beat and every cycle of every port."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.cosim.harness import Bench, Stimulus, compare
+from lutra.cosim.harness import Bench, Fault, Recording, Stimulus, compare
 from lutra.hls_models.floats import E8M11, FP32, FloatFormat, from_float64
 from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig, KvCache, attend
 from lutra.hls_models.ternary.attention_cycles import attention_cycles
 from lutra.rtl.ternary.attention import Attention
 
-__all__ = ["DATA", "Case", "bench", "case", "check", "configurations"]
+__all__ = ["DATA", "Case", "bench", "case", "compare_case", "configurations", "play"]
 
 DATA = ("plain", "zero_values", "equal_scores", "huge_scales", "tiny_weights", "special_scales")
 SMALLEST = AttentionConfig(heads=1, kv_heads=1, head_dim=1, layers=1, context=1, max_tokens=1, key_tile=1, vector_lanes=1)
 
 
 def configurations(seed: int, count: int = 12) -> list[AttentionConfig]:
-    """Sizes derived from the seed; the first is the smallest that is legal."""
+    """Sizes derived from the seed; the first is the smallest that is legal, the second one of the widest (most are narrow: lanes cost compile time)."""
     rng = np.random.default_rng(seed)
     out = [SMALLEST]
     while len(out) < count:
-        lanes = int(rng.choice([2, 4, 8]))
+        wide = len(out) == 1
+        lanes = 8 if wide else int(rng.choice([1, 2, 2, 3, 4]))
         kv_heads = int(rng.integers(1, 4))
-        head_dim = lanes * int(rng.integers(1, 32 // lanes + 1))
+        head_dim = 32 if wide else lanes * int(rng.integers(1, 16 // lanes + 1))
         context = int(rng.integers(5, 40))
         out.append(
             AttentionConfig(
@@ -110,56 +111,48 @@ def _stalls(rng: np.random.Generator, beats: int) -> tuple[NDArray[np.int64], ND
     return np.cumsum(gaps).astype(np.int64), ~stalled
 
 
-def case(config: AttentionConfig, seed: int, *, limit: int = 6) -> Case:
-    """One random sequence of passes with everything that is expected of it."""
-    rng = np.random.default_rng(seed)
-    data = str(rng.choice(DATA))
+def case(config: AttentionConfig, rng: np.random.Generator, *, limit: int = 6, data: str | None = None, stalls: bool = True) -> Case:
+    """A random sequence of up to ``limit`` passes with everything that is expected of it; ``data``: one of ``DATA`` instead of any."""
+    data = data or str(rng.choice(DATA))
     passes = _passes(config, rng, limit)
-    V, F, heads = config.vector_lanes, config.format, config.heads
-    groups = heads + 2 * config.kv_heads
+    heads = config.heads
     cache = KvCache.empty(config)
-    words: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("qkv", "kv_write", "kv_read", "kv_data", "values")}
-    for layer in {layer for layer, _, _ in passes}:
-        codes, scales = _rows(config, rng, config.context, data)
-        cache.store(layer, 0, codes[:, heads:], scales[:, heads:])
+    codes, scales = _rows(config, rng, config.context, data)
+    cache.store(passes[0][0], 0, codes[:, heads:], scales[:, heads:])
+    parts: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("qkv", "kv_write", "kv_read", "kv_data", "values")}
     for layer, tokens, position in passes:
         codes, scales = _rows(config, rng, tokens, data)
         cache.store(layer, position, codes[:, heads:], scales[:, heads:])
-        beats = codes.reshape(-1, V)
-        noise = rng.integers(0, 256, (4, len(beats)))
-        per_beat = np.repeat(scales.ravel(), config.head_beats)
-        # Only the last beat of a group is asked for its scale.
-        last = np.arange(len(beats)) % config.head_beats == config.head_beats - 1
-        per_beat = np.where(last, per_beat, noise[0]).astype(np.uint32)
-        words["qkv"].append(
-            pack((beats, 8), (per_beat, 32), (noise[1] % 4, 2), (noise[2], 8), (noise[3], 8), (noise[0] % 2, 1), (noise[1] % 2, 1)),
-        )
-        stored = np.array(
-            [config.address(layer, h, position + t, value=v) for t in range(tokens) for v in (False, True) for h in range(config.kv_heads)], np.int64
-        )
-        rows = cache.words()
-        words["kv_write"].append(_rows_at(config, cache, stored, with_address=True))
+        written = [(h, position + t, value) for t in range(tokens) for value in (False, True) for h in range(config.kv_heads)]
         read = _reads(config, layer, tokens, position)
-        words["kv_read"].append(read[:, None].astype(np.uint32))
-        words["kv_data"].append(rows[read] if rows.shape[1] == -(-(32 + 8 * config.head_dim) // 32) else _rows_at(config, cache, read, with_address=False))
         values = attend(config, codes[:, :heads], scales[:, :heads], cache, layer, position)
-        order = values.reshape(tokens, config.kv_heads, -1).transpose(1, 0, 2).reshape(-1, V)
-        words["values"].append(pack((order, F.bits)))
-        assert values.shape == (tokens, heads * config.head_dim) and groups == codes.shape[1]
-    payloads = {name: np.concatenate(parts) for name, parts in words.items()}
+        values = values.reshape(tokens, config.kv_heads, -1).transpose(1, 0, 2).reshape(-1, config.vector_lanes)
+        parts["qkv"].append(_beats(config, rng, codes, scales))
+        parts["kv_write"].append(_memory_rows(cache, np.array([config.address(layer, h, j, value=v) for h, j, v in written]), with_address=True))
+        parts["kv_read"].append(pack((read, ADDRESS_BITS)))
+        parts["kv_data"].append(_memory_rows(cache, read, with_address=False))
+        parts["values"].append(pack((values, config.format.bits)))
+    payloads = {name: np.concatenate(words) for name, words in parts.items()}
     payloads["instr"] = pack(*((np.array([one[i] for one in passes], np.int64), bits) for i, bits in enumerate((8, 8, 16))))
     payloads["done"] = np.ones((len(passes), 1), np.uint32)
-    stalls = {name: _stalls(rng, len(beats)) for name, beats in sorted(payloads.items())}
-    not_before = {name: stalls[name][0] for name in ("instr", "qkv", "kv_data")}
-    ready = {name: stalls[name][1] for name in ("kv_write", "kv_read", "values", "done")}
+    traces = {name: _stalls(rng, len(beats)) if stalls else (np.zeros(len(beats), np.int64), np.ones(0, bool)) for name, beats in sorted(payloads.items())}
+    not_before = {name: traces[name][0] for name in ("instr", "qkv", "kv_data")}
+    ready = {name: traces[name][1] for name in ("kv_write", "kv_read", "values", "done")}
     plain = [(tokens, position) for _, tokens, position in passes]
     return Case(config, plain, payloads, not_before, ready, attention_cycles(config, plain, not_before, ready))
 
 
-def _rows_at(config: AttentionConfig, cache: KvCache, addresses: NDArray[np.int64], *, with_address: bool) -> NDArray[np.uint32]:
-    codes = cache.codes.reshape(-1, config.head_dim)[addresses]
-    scales = cache.scales.reshape(-1)[addresses]
-    return pack(*([(addresses, ADDRESS_BITS)] if with_address else []), (scales, 32), (codes, 8))
+def _beats(config: AttentionConfig, rng: np.random.Generator, codes: NDArray[np.int8], scales: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Code beats; fields that the unit must not depend on are noise, such as the scale beside all but a head's last beat."""
+    beats = codes.reshape(-1, config.vector_lanes)
+    noise = rng.integers(0, 256, (5, len(beats)))
+    scale = np.where(np.arange(len(beats)) % config.head_beats == config.head_beats - 1, np.repeat(scales.ravel(), config.head_beats), noise[0])
+    return pack((beats, 8), (scale, 32), (noise[1] % 4, 2), (noise[2], 8), (noise[3], 8), (noise[4] % 2, 1), (noise[1] % 2, 1))
+
+
+def _memory_rows(cache: KvCache, addresses: NDArray[np.int64], *, with_address: bool) -> NDArray[np.uint32]:
+    codes = cache.codes.reshape(-1, cache.codes.shape[-1])[addresses]
+    return pack(*([(addresses, ADDRESS_BITS)] if with_address else []), (cache.scales.ravel()[addresses], 32), (codes, 8))
 
 
 def _reads(config: AttentionConfig, layer: int, tokens: int, position: int) -> NDArray[np.int64]:
@@ -177,13 +170,17 @@ def _reads(config: AttentionConfig, layer: int, tokens: int, position: int) -> N
     return np.array([config.address(layer, head, j, value=value) for head, value, tile in order for j in tile], np.int64)
 
 
-def check(built: Bench, cases: Sequence[Case]) -> int:
-    """Runs a case per design at once and compares payloads and cycles of every port; the number of words compared."""
-    stimuli = {f"c{i}": {name: Stimulus(one.payloads[name], one.not_before[name]) for name in one.not_before} for i, one in enumerate(cases)}
-    ready = {f"c{i}": dict(one.ready) for i, one in enumerate(cases)}
-    beats = {f"c{i}": {name: len(words) for name, words in one.payloads.items()} for i, one in enumerate(cases)}
-    last = max(int(one.cycles["done"][-1]) for one in cases)
-    recordings = built.run(stimuli=stimuli, ready=ready, beats=beats, max_cycles=last + 2000)
-    return sum(
-        compare(f"c{i}.{name}", one.payloads[name], one.cycles[name], recordings[f"c{i}"][name]) for i, one in enumerate(cases) for name in one.payloads
+def play(built: Bench, cases: Mapping[str, Case], faults: Sequence[Fault] = ()) -> dict[str, dict[str, Recording]]:
+    """Runs one case per design, all at once."""
+    return built.run(
+        stimuli={name: {port: Stimulus(one.payloads[port], times) for port, times in one.not_before.items()} for name, one in cases.items()},
+        ready={name: dict(one.ready) for name, one in cases.items()},
+        beats={name: {port: len(words) for port, words in one.payloads.items()} for name, one in cases.items()},
+        max_cycles=max(int(one.cycles["done"][-1]) for one in cases.values()) + 1000,
+        faults=faults,
     )
+
+
+def compare_case(name: str, one: Case, recordings: Mapping[str, Recording]) -> int:
+    """Payloads and cycles of every port; the number of words compared."""
+    return sum(compare(f"{name}.{port}", words, one.cycles[port], recordings[port]) for port, words in one.payloads.items())

@@ -23,13 +23,15 @@ Real = NDArray[np.float64]
 
 TINY = 2.0**-100  # a tile whose largest weight is below has codes and scale 0
 ADDRESS_BITS = 24
+# Items whose weights and partial sums are kept: from its first weight to its last use an item lives for two tiles of keys and one division.
+STORED_ITEMS = 4
 
 
 class AttentionConfig(Config):
     """Sizes of one ATTEND unit.
 
-    One key per clock: ``head_dim`` multipliers for scores and as many for values. An item (a query row and a key tile) takes its number of keys plus one clock in
-    the steady state, at least ``FLOAT_LATENCY["divsqrt"] + 1`` (the serial divider that scales its weights).
+    One key per clock: ``head_dim`` multipliers for scores and as many for values. In the steady state an item (a query row and a key tile) takes its number of
+    keys plus one clock, at least ``FLOAT_LATENCY["divsqrt"] + 1`` (the serial divider that scales its weights).
     """
 
     heads: int = Field(ge=1, le=256, description="query heads")
@@ -38,11 +40,11 @@ class AttentionConfig(Config):
     layers: int = Field(ge=1, le=256, description="layers that share the cache")
     context: int = Field(ge=1, le=65536, description="positions of the cache")
     max_tokens: int = Field(ge=1, le=128, description="tokens of one pass: the query block of prefill")
-    key_tile: int = Field(32, ge=1, le=1024, description="keys per tile, of prefill and decode (TL)")
+    key_tile: int = Field(default=32, ge=1, le=1024, description="keys per tile, of prefill and decode (TL)")
     vector_lanes: int = Field(ge=1, le=64, description="codes and values per beat (V)")
-    format: FloatFormat = Field(E8M11, description="of probabilities and values (F)")
-    partials: int = Field(8, ge=1, le=64, description="partial sums of a denominator (A)")
-    kv_format: Literal["int8"] = Field("int8", description="number format of cached keys and values")
+    format: FloatFormat = Field(default=E8M11, description="of probabilities and values (F)")
+    partials: int = Field(default=8, ge=1, le=64, description="partial sums of a denominator (A)")
+    kv_format: Literal["int8"] = Field(default="int8", description="number format of cached keys and values")
 
     @property
     def group(self) -> int:
@@ -76,23 +78,25 @@ class AttentionConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "AttentionConfig":
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads must be a multiple of kv_heads = {self.kv_heads}, not {self.heads}; nearest: {self.group * self.kv_heads or self.kv_heads}")
+            raise ValueError(
+                f"heads must be a multiple of kv_heads = {self.kv_heads}, not {self.heads}; nearest: {self.group * self.kv_heads or self.kv_heads}"
+            )
         if self.head_dim % self.vector_lanes:
             nearest = max(1, self.head_beats) * self.vector_lanes
             raise ValueError(f"head_dim must be a multiple of vector_lanes = {self.vector_lanes}, not {self.head_dim}; nearest: {nearest}")
         for name, low in (("key_tile", 1), ("partials", FLOAT_LATENCY["add"] + 1)):
             value = getattr(self, name)
             if value & (value - 1) or value < low:
-                nearest = 1 << max(value - 1, low - 1).bit_length()
-                raise ValueError(f"{name} must be a power of two of at least {low}, not {value}; nearest: {nearest}")
+                power = 1 << max(value - 1, low - 1).bit_length()
+                raise ValueError(f"{name} must be a power of two of at least {low}, not {value}; nearest: {power}")
         if self.max_tokens > self.context:
             raise ValueError(f"max_tokens must be at most context = {self.context}, not {self.max_tokens}; nearest: {self.context}")
         if self.rows > 1 << ADDRESS_BITS:
             nearest = (1 << ADDRESS_BITS) // (2 * self.layers * self.kv_heads)
             raise ValueError(f"context must leave at most 2^{ADDRESS_BITS} rows of keys and values, not {self.context} ({self.rows} rows); nearest: {nearest}")
         if self.format.exponent != FP32.exponent or self.format.mantissa > MAX_MANTISSA:
-            nearest = f"e{FP32.exponent}m{min(self.format.mantissa, MAX_MANTISSA)}"
-            raise ValueError(f"format must have {FP32.exponent} exponent and at most {MAX_MANTISSA} mantissa bits, not {self.format}; nearest: {nearest}")
+            legal = FloatFormat(FP32.exponent, min(self.format.mantissa, MAX_MANTISSA))
+            raise ValueError(f"format must have {FP32.exponent} exponent and at most {MAX_MANTISSA} mantissa bits, not {self.format}; nearest: {legal}")
         return self
 
 
@@ -100,7 +104,7 @@ class AttentionConfig(Config):
 class KvCache:
     """Keys and values of all layers: int8 ``codes`` (layers, kv_heads, context, 2, head_dim) and fp32 ``scales`` (layers, kv_heads, context, 2); K is 0, V 1.
 
-    Flattened, both are in the order of the memory's rows.
+    Flattened over all but head_dim, both are in the order of the memory's rows.
     """
 
     codes: NDArray[np.int8]
@@ -117,12 +121,6 @@ class KvCache:
         pair = np.asarray(codes).reshape(n, 2, -1, self.codes.shape[-1])
         self.codes[layer, :, position : position + n] = pair.transpose(2, 0, 1, 3)
         self.scales[layer, :, position : position + n] = np.asarray(scales).reshape(n, 2, -1).transpose(2, 0, 1)
-
-    def words(self) -> Bits:
-        """The memory's contents: (rows, 1 + ceil(head_dim / 4)) words, the scale first."""
-        codes = self.codes.reshape(-1, self.codes.shape[-1])
-        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 4)))
-        return np.concatenate([self.scales.reshape(-1, 1), np.ascontiguousarray(padded).view(np.uint32)], axis=1)
 
 
 def _f32(x: Any) -> Real:
@@ -209,12 +207,12 @@ def _attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, 
         products = np.einsum("rtj,tjd->trd", c, v.reshape(tiles, TL, -1), optimize=True)
         terms = _f32(_f32(products) * scale.T[:, :, None])
 
-        l, o = np.zeros(rows), np.zeros((rows, config.head_dim))
+        denominator, o = np.zeros(rows), np.zeros((rows, config.head_dim))
         for t in order:
             f = rescale[:, t]
-            l = np.where(present[:, t], _f32(_f32(l * f) + sums[:, t]), l)
+            denominator = np.where(present[:, t], _f32(_f32(denominator * f) + sums[:, t]), denominator)
             o = np.where(present[:, t, None], _f32(_f32(o * f[:, None]) + terms[t]), o)
-        value = from_float64(F, _f32(o * _f32(1.0 / l)[:, None]))
+        value = from_float64(F, _f32(o * _f32(1.0 / denominator)[:, None]))
         out[:, head] = value.reshape(n, -1)
     return out.reshape(n, -1)
 

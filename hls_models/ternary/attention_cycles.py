@@ -8,7 +8,7 @@ registered counters); the rest are the pipelines' lengths:
     stage        taken no earlier than one clock after                                 ends
     tile         the last request before, a free half of its buffer                    with its last row
     scores       last key of the item before, tile, room for scores, room for maximum  keys later, its maximum SCORE clocks after that
-    softmax      last score of the item before, tile, maximum, 2 places for w, for p   keys later; w follows by 1 + EXP2 + mul, sums by 1 + EXP2 + convert + add
+    softmax      last score of the item before, tile, maximum, a place for w, for p    keys later; w follows by 1 + EXP2 + mul, sums by 1 + EXP2 + convert + add
     quotients    operand, result before                                                divsqrt later
     denominator  sums, the one before                                                  partials + (levels + 1) * add later
     products     quotient, last weight of the item before, place for P                 keys later, P by mul + to_int + 1
@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from lutra.hls_models.floats import FLOAT_LATENCY
 from lutra.hls_models.functions import FUNCTION_LATENCY
 from lutra.hls_models.streams import Ready, handshakes
-from lutra.hls_models.ternary.attention import AttentionConfig
+from lutra.hls_models.ternary.attention import STORED_ITEMS, AttentionConfig
 
 __all__ = ["AttentionTimes", "AttentionTiming", "Schedule", "attention_cycles"]
 
@@ -156,7 +156,7 @@ class Schedule:
         self.items: list[int] = []
         self.freed: list[tuple[int, int]] = []  # scores read so far, and when that was so
         self.oldest_freed = 0
-        self.weights_end, self.sums_end, self.outputs = [0, 0], [0, 0], [0, 0]
+        self.weights_end, self.sums_end, self.outputs = [0] * STORED_ITEMS, [0] * STORED_ITEMS, [0] * 2
         self.quotient = self.inverse = self.summed = self.next_product = self.next_output = 0
         self.values: list[int] = []
         self._run(_tiles(config, tokens, position))
@@ -208,7 +208,7 @@ class Schedule:
 
     def _attend(self, row: Row) -> None:
         keys, beats = row.keys, self.config.head_beats
-        take = max(self.next_softmax, self.loaded[1][-1] + 1, self.weights_end[-2] + 1, self.sums_end[-2] + 1)
+        take = max(self.next_softmax, self.loaded[1][-1] + 1, self.weights_end[-STORED_ITEMS] + 1, self.sums_end[-STORED_ITEMS] + 1)
         if self.prefill or row.first:
             take = max(take, self.maxima[len(self.popped)] + 1)
             self.popped.append(take)

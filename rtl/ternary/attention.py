@@ -24,8 +24,8 @@ class Attention(wiring.Component):
         KvLoader ─K─► Scores ─scores, maxima─► Softmax ─┬─weights─► Products ─P──► Output ─► values
                  ─V───────────────────────────► (scales)└──p──► Denominator ─l───►
 
-    Taken at t, an instruction takes code beats from t + 3; the first tile is requested four clocks after the last row has left on ``kv_write``. Steady state: an
-    item takes a clock per key that its row sees and one more, at least the divider's ``FLOAT_LATENCY["divsqrt"] + 1``. ``values`` may stall: a row's last
+    Taken at t, an instruction takes code beats from t + 3; the first tile is requested four clocks after the last row has left on ``kv_write``. Steady state:
+    an item takes a clock per key that its row sees and one more, at least the divider's ``FLOAT_LATENCY["divsqrt"] + 1``. ``values`` may stall: a row's last
     item waits for room, behind it everything. ``done`` follows the last beat of values by a clock, the next instruction is taken a clock after ``done``.
 
     Members
@@ -133,15 +133,13 @@ class Attention(wiring.Component):
                     setup.lead.eq(Mux(setup.prefill, Cat(C(0, tile_bits), newest[tile_bits:]), 0) - position),
                 ]
                 m.next = "STORE"
-            with m.State("STORE"):
-                with m.If(writer.stored):
-                    m.next = "START"
+            with m.State("STORE"), m.If(writer.stored):
+                m.next = "START"
             with m.State("START"):
                 m.d.comb += start.eq(1)
                 m.next = "ATTEND"
-            with m.State("ATTEND"):
-                with m.If(self.values.valid & self.values.ready & output.final):
-                    m.next = "DONE"
+            with m.State("ATTEND"), m.If(self.values.valid & self.values.ready & output.final):
+                m.next = "DONE"
             with m.State("DONE"):
                 m.d.comb += [self.done.valid.eq(1), self.done.payload.eq(1)]
                 with m.If(self.done.ready):

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2, exact_log2
 
 from lutra.hls_models.floats import FLOAT_LATENCY, FP32
-from lutra.hls_models.ternary.attention import AttentionConfig
+from lutra.hls_models.ternary.attention import STORED_ITEMS, AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatAdd, FloatConvert, FloatDivSqrt, FloatMul
 from lutra.rtl.ternary.attention_items import TABLE_DEPTH, counter, delay, item_layout, row_address
@@ -19,8 +19,8 @@ __all__ = ["Denominator", "Quotient"]
 class Denominator(wiring.Component):
     """l = f32(f32(l * f) + L), where L is the sum of an item's p: element j into partial sum j mod A, then a balanced tree.
 
-    The partial sums of two items are kept: one receives while the other is summed. Summing starts in the clock after the last partial sum is written or the
-    item before is finished, and takes ``latency`` clocks to the one in which ``valid`` is 1.
+    The partial sums of ``STORED_ITEMS`` items are kept: one receives while another is summed. Summing starts in the clock after the last partial sum is
+    written or the item before is finished, and takes ``latency`` clocks to the one in which ``valid`` is 1.
 
     Members
     -------
@@ -51,7 +51,7 @@ class Denominator(wiring.Component):
         m = Module()
         A = self.config.partials
         index_bits = ceil_log2(A)
-        m.submodules.partials = partials = Memory(shape=FP32.bits, depth=2 * A, init=[])
+        m.submodules.partials = partials = Memory(shape=FP32.bits, depth=STORED_ITEMS * A, init=[])
         ready = self._accumulate(m, partials, index_bits)
         left, right = partials.read_port(domain="comb"), partials.read_port(domain="comb")
 
@@ -66,7 +66,7 @@ class Denominator(wiring.Component):
         level = Signal(range(levels + 1))  # the last one adds the sum to the rescaled denominator
         pair, pairs = Signal(range(A // 2)), Signal(range(1, A // 2 + 1))
         old, factor = Signal(FP32.bits, reset_less=True), Signal(self.config.format.bits, reset_less=True)
-        row, keys, slot = Signal(len(row_address(self.item)), reset_less=True), Signal(bits_for(self.config.key_tile)), Signal()
+        row, keys, slot = Signal(len(row_address(self.item)), reset_less=True), Signal(bits_for(self.config.key_tile)), Signal(range(STORED_ITEMS))
         issue, take, wait = Signal(), Signal(), Signal(range(add.latency))
         written = delay(m, issue, "written", add.latency)
         m.d.comb += [
@@ -87,14 +87,14 @@ class Denominator(wiring.Component):
             fetch_row.addr.eq(row_address(self.item)),
         ]
         with m.If(level == 0):
-            # Partial sums that no key has reached still hold the item before the last.
+            # Partial sums that no key has reached still hold an older item.
             m.d.comb += [add.a.eq(Mux(left.addr[:index_bits] < keys, left.data, 0)), add.b.eq(Mux(right.addr[:index_bits] < keys, right.data, 0))]
         with m.Elif(level == levels):
             m.d.comb += [add.a.eq(rescaled.y), add.b.eq(node_left.data)]
         with m.Else():
             m.d.comb += [add.a.eq(node_left.data), add.b.eq(node_right.data)]
 
-        waiting = counter(m, "waiting", 2, up=ready, down=take)
+        waiting = counter(m, "waiting", STORED_ITEMS, up=ready, down=take)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += take.eq(waiting != 0)
@@ -121,7 +121,7 @@ class Denominator(wiring.Component):
                     m.d.sync += [level.eq(level + 1), pairs.eq(Mux(pairs == 1, 1, pairs >> 1))]
                     m.next = "ISSUE"
                     with m.If(level == levels):
-                        m.d.sync += [slot.eq(~slot), self.tag.eq(self.tag + 1)]
+                        m.d.sync += [slot.eq(slot + 1), self.tag.eq(self.tag + 1)]
                         m.next = "IDLE"
         return m
 
@@ -130,7 +130,7 @@ class Denominator(wiring.Component):
         m.submodules.widen = widen = FloatConvert(source=self.config.format, target=FP32)
         m.submodules.accumulate = accumulate = FloatAdd(format=FP32)
         store, fetch = partials.write_port(), partials.read_port(domain="comb")
-        index, slot, fresh = Signal(index_bits), Signal(), Signal(init=1)  # fresh: among the item's first A
+        index, slot, fresh = Signal(index_bits), Signal(range(STORED_ITEMS)), Signal(init=1)  # fresh: among the item's first A
         valid, end = delay(m, self.p_valid, "wide_valid", widen.latency), delay(m, self.p_end, "wide_end", widen.latency)
         m.d.comb += [
             widen.a.eq(self.p),
@@ -146,7 +146,7 @@ class Denominator(wiring.Component):
             with m.If(index == self.config.partials - 1):
                 m.d.sync += fresh.eq(0)
         with m.If(end):
-            m.d.sync += [index.eq(0), fresh.eq(1), slot.eq(~slot)]
+            m.d.sync += [index.eq(0), fresh.eq(1), slot.eq(slot + 1)]
         return delay(m, end, "sum_end", accumulate.latency)
 
 

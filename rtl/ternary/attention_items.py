@@ -12,7 +12,7 @@ from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig
 
 __all__ = ["TABLE_DEPTH", "ItemWalker", "counter", "delay", "item_layout", "kv_write_layout", "qkv_layout", "row_address", "row_layout", "setup_layout"]
 
-# Items between the softmax (which numbers them) and the output: 2 whose weights are stored, 2 whose products are stored, 1 in the output stage.
+# Items between the softmax (which numbers them) and the output: STORED_ITEMS = 4 whose weights are kept, 2 whose products are, 1 in the output stage.
 TABLE_DEPTH = 8
 
 

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
 from lutra.hls_models.floats import FLOAT_LATENCY, FP32
-from lutra.hls_models.ternary.attention import TINY, AttentionConfig
+from lutra.hls_models.ternary.attention import STORED_ITEMS, TINY, AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatAdd, FloatConvert, FloatMul, FloatToInt, IntToFloat
 from lutra.rtl.streams import Queue
@@ -70,15 +70,15 @@ class Products(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, item = self.config, self.item
-        m.submodules.weights = weights = Memory(shape=FP32.bits, depth=2 << len(self.index), init=[])
+        m.submodules.weights = weights = Memory(shape=FP32.bits, depth=STORED_ITEMS << len(self.index), init=[])
         store, fetch = weights.write_port(), weights.read_port(domain="comb")
         m.submodules.code = code = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
         m.submodules.to_int = to_int = FloatToInt(format=FP32, low=0, high=255)
         known, inverse_next, scale_next = self._quotients(m)
 
         take, left = Signal(), Signal(bits_for(config.key_tile))
-        index, slot = Signal.like(self.index), Signal()
-        store_index, store_slot = Signal.like(self.index), Signal()
+        index, slot = Signal.like(self.index), Signal(range(STORED_ITEMS))
+        store_index, store_slot = Signal.like(self.index), Signal(range(STORED_ITEMS))
         inverse, scale = Signal(FP32.bits, reset_less=True), Signal(FP32.bits, reset_less=True)
         start, end, tile_end = Signal(), Signal(), Signal()
         places = counter(m, "places", 2, up=self.products_free, down=take, init=2)
@@ -96,9 +96,9 @@ class Products(wiring.Component):
             self.weights_free.eq(end),
         ]
         with m.If(self.w_valid):
-            m.d.sync += [store_index.eq(Mux(self.w_end, 0, store_index + 1)), store_slot.eq(store_slot ^ self.w_end)]
+            m.d.sync += [store_index.eq(Mux(self.w_end, 0, store_index + 1)), store_slot.eq(store_slot + self.w_end)]
         with m.If(left != 0):
-            m.d.sync += [left.eq(left - 1), index.eq(index + 1), slot.eq(slot ^ end), start.eq(0)]
+            m.d.sync += [left.eq(left - 1), index.eq(index + 1), slot.eq(slot + end), start.eq(0)]
         with m.If(take):
             m.d.sync += [
                 left.eq(item.keys),
@@ -265,9 +265,9 @@ class Output(wiring.Component):
 
         old, write = self._outputs(m, row, left != 0)
         lanes = data.ArrayLayout(signed(product_bits(config)), config.vector_lanes)
-        results = [
-            self._lane(m, f"lane_{i}", data.View(lanes, products[:step])[i], scale, Mux(first, 0, old[i]), factor, inverse_l) for i in range(config.vector_lanes)
-        ]
+        beat = data.View(lanes, products[:step])
+        olds = [Mux(first, 0, old[i]) for i in range(config.vector_lanes)]
+        results = [self._lane(m, f"lane_{i}", beat[i], scale, olds[i], factor, inverse_l) for i in range(config.vector_lanes)]
         m.d.comb += write.eq(Cat(new for new, _ in results))
         end = delay(m, (left != 0) & last, "value_at", self.latency)
         last_beat = delay(m, (left == 1) & final, "final_at", self.latency)

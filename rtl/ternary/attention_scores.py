@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ATTEND's first stage: scores of a query row against the keys of a tile, and the row's running maximum."""
 
-from amaranth.hdl import C, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import C, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out

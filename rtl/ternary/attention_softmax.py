@@ -9,7 +9,7 @@ from amaranth.utils import bits_for, ceil_log2
 
 from lutra.hls_models.floats import FLOAT_LATENCY, FP32
 from lutra.hls_models.functions import FUNCTION_LATENCY
-from lutra.hls_models.ternary.attention import AttentionConfig
+from lutra.hls_models.ternary.attention import STORED_ITEMS, AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatAdd, FloatMul, greater
 from lutra.rtl.functions import Exp2
@@ -23,8 +23,8 @@ class Softmax(wiring.Component):
     """p_j = exp2(f32(s_j - m)), w_j = f32(p_j * sv_j), the largest w, and f = exp2(f32(older m - m)).
 
     An item is taken when its V tile is loaded, its maximum is known (prefill: an item's own; decode: the row's, kept from the first tile on), the item before
-    has read its last score, and both the weight store and the partial sums have one of their two places free. Taken at t, f enters the subtractor at t + 1
-    and score j at t + 2 + j; p follows ``latency`` clocks later and w ``FLOAT_LATENCY["mul"]`` after p. Nothing stalls an item once taken.
+    has read its last score, and both the weight store and the partial sums have one of their ``STORED_ITEMS`` places free. Taken at t, f enters the
+    subtractor at t + 1 and score j at t + 2 + j; p follows ``latency`` clocks later and w ``FLOAT_LATENCY["mul"]`` after p. Nothing stalls an item once taken.
 
     Members
     -------
@@ -71,8 +71,8 @@ class Softmax(wiring.Component):
 
         waiting = self._maxima(m, maximum, older, needed)
         tiles = counter(m, "tiles", 2, up=self.v_loaded, down=(left == 1) & tile_end)
-        weights = counter(m, "weights", 2, up=self.weights_free, down=self.take, init=2)
-        sums = counter(m, "sums", 2, up=self.sums_free, down=self.take, init=2)
+        weights = counter(m, "weights", STORED_ITEMS, up=self.weights_free, down=self.take, init=STORED_ITEMS)
+        sums = counter(m, "sums", STORED_ITEMS, up=self.sums_free, down=self.take, init=STORED_ITEMS)
         m.d.comb += [
             needed.eq(self.prefill | item.first),
             self.items.ready.eq((left == 0) & (tiles != 0) & (~needed | (waiting != 0)) & (weights != 0) & (sums != 0)),

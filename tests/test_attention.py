@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATTEND: RTL against golden values and predicted cycles, accuracy against float64, row reads, and what the configuration refuses."""
+
+import numpy as np
+import pytest
+from conftest import MASTER_SEED
+from pydantic import ValidationError
+
+from lutra.cosim.benches import attention
+from lutra.cosim.benches.attention import Case, play
+from lutra.cosim.harness import Bench, Fault
+from lutra.hls_models.errors import MismatchError
+from lutra.hls_models.floats import FLOAT_LATENCY, FP32, from_float64, to_float64
+from lutra.hls_models.ternary.attention import AttentionConfig, KvCache, attend, reference
+from lutra.hls_models.ternary.attention_cycles import AttentionTiming, attention_cycles
+
+CONFIGS = attention.configurations(MASTER_SEED)
+TINY = AttentionConfig(heads=5, kv_heads=1, head_dim=32, layers=4, context=256, max_tokens=8, key_tile=32, vector_lanes=4)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    out = attention.bench(CONFIGS)
+    out.build(optimization="-O0")
+    return out
+
+
+def check(bench: Bench, rng: np.random.Generator, limit: int) -> int:
+    cases = {f"c{i}": attention.case(config, rng, limit=limit) for i, config in enumerate(CONFIGS)}
+    recordings = play(bench, cases)
+    return sum(attention.compare_case(name, one, recordings[name]) for name, one in cases.items())
+
+
+@pytest.mark.parametrize("run", range(2))
+def test_rtl_equals_the_model(bench: Bench, rng: np.random.Generator, run: int) -> None:
+    assert check(bench, rng, 4) > 2_000
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("run", range(20))  # 12 configurations each
+def test_rtl_equals_the_model_in_many_cases(bench: Bench, rng: np.random.Generator, run: int) -> None:
+    assert check(bench, rng, 8) > 2_000
+
+
+@pytest.fixture(scope="module")
+def small(bench: Bench) -> tuple[int, Case]:
+    """A design of some width and a case of plain data without stalls."""
+    index = 1
+    return index, attention.case(CONFIGS[index], np.random.default_rng(MASTER_SEED), limit=2, data="plain", stalls=False)
+
+
+@pytest.mark.parametrize(("port", "kind"), [("qkv", "flip"), ("kv_data", "flip"), ("kv_data", "delay"), ("instr", "delay"), ("kv_data", "drop")])
+def test_faults_are_caught(bench: Bench, small: tuple[int, Case], port: str, kind: str) -> None:
+    """At the last beat, because a first key decides nothing where it is the only one; an instruction at once, because the second one waits anyway."""
+    index, one = small
+    name = f"c{index}"
+    beat = 0 if port == "instr" else len(one.payloads[port]) - 1
+    with pytest.raises(MismatchError, match=rf"\b{name}\."):
+        attention.compare_case(name, one, play(bench, {name: one}, faults=[Fault(name, port, kind, beat=beat, bit=30)])[name])
+
+
+@pytest.mark.parametrize("port", ["values", "kv_write"])
+def test_a_wrong_golden_word_is_named(bench: Bench, small: tuple[int, Case], port: str) -> None:
+    index, one = small
+    recordings = play(bench, {f"c{index}": one})[f"c{index}"]
+    attention.compare_case(f"c{index}", one, recordings)
+    wrong = one.payloads[port].copy()
+    wrong[1, 0] ^= 1
+    with pytest.raises(MismatchError, match=rf"c{index}\.{port}\[1\]: expected 0x"):
+        attention.compare_case(f"c{index}", Case(**{**one.__dict__, "payloads": one.payloads | {port: wrong}}), recordings)
+
+
+def random_rows(config: AttentionConfig, rng: np.random.Generator, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normal vectors of the size that a trained model has (scores of a few units), quantised by their largest element."""
+    x = rng.normal(size=(tokens, config.heads + 2 * config.kv_heads, config.head_dim))
+    x[:, : config.heads] *= 1.4427 / np.sqrt(config.head_dim)
+    scale = np.abs(x).max(axis=-1) / 127
+    return np.rint(x / scale[..., None]).astype(np.int8), from_float64(FP32, scale)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_error_against_float64(rng: np.random.Generator, chunk: int) -> None:
+    """What 8-bit weights lose, relative to the largest value; a tenth of the bounds would fail."""
+    cache = KvCache.empty(TINY)
+    errors, largest = [], 0.0
+    for position in range(0, TINY.context - chunk + 1, chunk):
+        codes, scales = random_rows(TINY, rng, chunk)
+        cache.store(2, position, codes[:, 5:], scales[:, 5:])
+        got = to_float64(TINY.format, attend(TINY, codes[:, :5], scales[:, :5], cache, 2, position))
+        want = reference(TINY, codes[:, :5], scales[:, :5], cache, 2, position)
+        errors.append(got - want)
+        largest = max(largest, float(np.abs(want).max()))
+    error = np.concatenate(errors) / largest
+    worst, rms = np.abs(error).max(), np.sqrt((error**2).mean())
+    assert 0.001 < worst < 0.01
+    assert 0.0001 < rms < 0.001
+
+
+def test_prefill_is_close_to_decode(rng: np.random.Generator) -> None:
+    """The same tokens in one chunk or one by one: other maxima and other tiles' scales, so not the same bits."""
+    codes, scales = random_rows(TINY, rng, 8)
+    cache = KvCache.empty(TINY)
+    cache.store(0, 0, codes[:, 5:], scales[:, 5:])
+    chunk = attend(TINY, codes[:, :5], scales[:, :5], cache, 0, 0)
+    single = np.concatenate([attend(TINY, codes[i : i + 1, :5], scales[i : i + 1, :5], cache, 0, i) for i in range(8)])
+    np.testing.assert_allclose(to_float64(TINY.format, chunk), to_float64(TINY.format, single), atol=0.02)
+    np.testing.assert_array_equal(chunk[0], single[0])  # one key: its value, whatever the order
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+def test_row_reads_of_a_prompt(tokens: int) -> None:
+    """T^2 / 16 + T / 2 rows of K, and of V, in blocks of 8 queries (TeLLMe v2's figure); a decoded token reads each row once."""
+    timing = AttentionTiming(TINY)
+    beats = 8 * 7 * TINY.head_beats
+    reads = sum(len(timing.instruction(8, position, 0, np.zeros(beats, np.int64)).kv_read) for position in range(0, tokens, 8))
+    assert reads == 2 * (tokens**2 // 16 + tokens // 2)
+    assert len(timing.instruction(1, tokens, 0, np.zeros(beats // 8, np.int64)).kv_read) == 2 * (tokens + 1)
+
+
+def test_an_item_takes_a_clock_per_key_and_one() -> None:
+    timing = AttentionTiming(TINY)
+    items = timing.instruction(8, 248, 0, np.zeros(8 * 7 * TINY.head_beats, np.int64)).items
+    assert len(items) == 40 * 8
+    assert set(np.diff(items)[-200:]) == {max(TINY.key_tile, FLOAT_LATENCY["divsqrt"]) + 1}
+
+
+@pytest.mark.parametrize("config", [TINY, *CONFIGS], ids=lambda config: f"{config.heads}x{config.head_dim}")
+def test_fast_form_equals_the_traced_one(rng: np.random.Generator, config: AttentionConfig) -> None:
+    """Passes one after the other, memory of fixed latency, a sink that is late for some of them."""
+    timing = AttentionTiming(config, latency=3)
+    now, position = 0, 0
+    passes, expected, offered = [], [], []
+    stalled: list[tuple[int, int]] = []
+    for late in (False, True, False, True, False):
+        tokens = int(rng.integers(1, config.max_tokens + 1))
+        if position + tokens > config.context:
+            break
+        beats = tokens * (config.heads + 2 * config.kv_heads) * config.head_beats
+        qkv = now + 3 + np.cumsum(rng.integers(0, 3, beats))
+        early = timing.instruction(tokens, position, now, qkv)
+        opened = int(early.values[0]) + int(rng.integers(1, 200)) if late else 0
+        stalled += [(now, opened)] if late else []
+        times = timing.instruction(tokens, position, now, qkv, opened)
+        passes.append((tokens, position))
+        expected.append(times)
+        offered.append(qkv)
+        position, now = position + tokens, times.done + 1
+    ready = np.ones(now, bool)
+    for begin, end in stalled:
+        ready[begin:end] = False
+    not_before = {"instr": np.zeros(len(passes), np.int64), "qkv": np.concatenate(offered), "kv_data": np.concatenate([one.kv_data for one in expected])}
+    cycles = attention_cycles(config, passes, not_before, {"values": ready})
+    for port in ("qkv", "kv_write", "kv_read", "kv_data", "values"):
+        np.testing.assert_array_equal(np.concatenate([getattr(one, port) for one in expected]), cycles[port], err_msg=port)
+    np.testing.assert_array_equal([one.done for one in expected], cycles["done"])
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 5, "kv_heads": 2}, "heads must be a multiple of kv_heads = 2, not 5; nearest: 4"),
+        ({"head_dim": 30}, "head_dim must be a multiple of vector_lanes = 4, not 30; nearest: 28"),
+        ({"key_tile": 24}, "key_tile must be a power of two of at least 1, not 24; nearest: 32"),
+        ({"partials": 4}, "partials must be a power of two of at least 5, not 4; nearest: 8"),
+        ({"max_tokens": 9, "context": 8}, "max_tokens must be at most context = 8, not 9; nearest: 8"),
+        (
+            {"layers": 256, "kv_heads": 5, "context": 7000},
+            "context must leave at most 2^24 rows of keys and values, not 7000 (17920000 rows); nearest: 6553",
+        ),
+        ({"format": {"exponent": 5, "mantissa": 14}}, "format must have 8 exponent and at most 12 mantissa bits, not e5m14; nearest: e8m12"),
+        ({"kv_format": "fp8"}, "Input should be 'int8'"),
+        ({"tile": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_configuration_errors(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        AttentionConfig.model_validate(TINY.model_dump() | change)
+    assert message in str(error.value)
