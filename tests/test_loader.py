@@ -12,7 +12,8 @@ from lutra.cosim.harness import Bench, Fault
 from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.streams import Ready, handshakes
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
-from lutra.hls_models.ternary.loader import Load, LoaderConfig, LoaderStimulus, LoaderTiming
+from lutra.hls_models.ternary.loader import Load, LoaderConfig, LoaderTiming
+from lutra.hls_models.ternary.loader_cycles import LoaderStimulus, loader_cycles
 
 CONFIGS = loader.configurations(MASTER_SEED)
 SMALL = {"beat_bytes": 36, "vector_lanes": 4, "hidden": 160, "ring_rows": 48, "params_rows": 40, "rope_rows": 32}
@@ -66,7 +67,7 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
     ready = {name: rng.random(3000) < 0.5 for name in ("embed", "head")}
     offers = np.cumsum(rng.integers(0, 40, len(todo)))
     freed = {target: np.array([clocks]) for target, clocks in hold.items()}
-    expected = config.cycles(todo, LoaderStimulus(instr=offers, data=np.array([latency - 1]), id=np.array([2]), freed=freed, ready=ready))
+    expected = loader_cycles(config, todo, LoaderStimulus(instr=offers, data=np.array([latency - 1]), id=np.array([2]), freed=freed, ready=ready))
 
     timing = LoaderTiming(config, latency, id_latency=3)
     got: dict[str, list[np.ndarray]] = {name: [] for name in ("instr", "read", *(target.name.lower() for target in LoadTarget))}
@@ -97,10 +98,32 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
     np.testing.assert_array_equal(timing.done, expected["done"])
 
 
+@pytest.mark.parametrize("depth", [2, 5, 6, 9])
+def test_stream_equals_deliver(rng: np.random.Generator, depth: int) -> None:
+    """Queues shorter and longer than the round trip of 5, loads shorter and longer than the queue."""
+    config = LoaderConfig(**SMALL, head_beats=depth)
+    one, other = LoaderTiming(config, 3), LoaderTiming(config, 3)
+    last = opened = -1
+
+    def accept(offered: np.ndarray) -> np.ndarray:
+        nonlocal last
+        taken = handshakes(offered, start=max(opened, last + 1))
+        last = int(taken[-1])
+        return taken
+
+    for _ in range(30):
+        load, offer = Load(LoadTarget.HEAD, LoadMode.DIRECT, 0, int(rng.integers(1, 30))), last + int(rng.integers(-20, 20))
+        assert one.start(load, offer) == other.start(load, offer)
+        opened = max(offer + int(rng.integers(0, 40)), last + 1)
+        for fast, slow in zip(one.stream(opened), other.deliver(accept), strict=True):
+            np.testing.assert_array_equal(fast, slow)
+        assert one.done == other.done
+
+
 def test_direct_loads_follow_without_a_gap() -> None:
     config = LoaderConfig(**SMALL)
     loads = [Load(LoadTarget.HEAD, LoadMode.DIRECT, 100 * i, 4) for i in range(5)]
-    times = config.cycles(loads, LoaderStimulus(instr=np.zeros(5, np.int64)))
+    times = loader_cycles(config, loads, LoaderStimulus(instr=np.zeros(5, np.int64)))
     np.testing.assert_array_equal(times["read"], 3 + np.arange(20))
     np.testing.assert_array_equal(times["head"], 5 + np.arange(20))
     assert times["done"][0] == times["head"][3] + 2

@@ -11,7 +11,8 @@ from lutra.cosim.benches.head import Case, trace
 from lutra.cosim.harness import Bench, Stimulus
 from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
-from lutra.hls_models.ternary.loader import PARAM_BITS, Load, LoaderConfig, LoaderStimulus
+from lutra.hls_models.ternary.loader import PARAM_BITS, Load, LoaderConfig
+from lutra.hls_models.ternary.loader_cycles import LoaderStimulus, loader_cycles
 from lutra.rtl.ternary.head import Head
 from lutra.rtl.ternary.loader import Loader
 
@@ -109,7 +110,7 @@ def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12)
         freed={target: _delays(rng, 1000) for target in (LoadTarget.WEIGHTS, LoadTarget.PARAMS, LoadTarget.ROPE)},
         ready={name: trace(rng) for name in ("read", "id_request", "params", "rope", "embed", "head", "done")},
     )
-    times = config.cycles(todo, stimulus)
+    times = loader_cycles(config, todo, stimulus)
     words: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("instr", "data", "read", "id_request", "id", *(t.name.lower() for t in LoadTarget))}
     for load, one, where, beats in zip(todo, ids, addresses, memory, strict=True):
         words["instr"].append(pack(*((np.array([getattr(load, f.name)]), f.bits) for f in UNIT_FIELDS[Unit.LOADER] + PASS_FIELDS)))
