@@ -2,6 +2,7 @@
 """A ternary core for one model shape: the configuration of every unit, derived from the hardware's sizes and the model's."""
 
 import hashlib
+from functools import cached_property
 
 from pydantic import model_validator
 
@@ -28,6 +29,12 @@ class CoreSpec(Config):
     def _units_agree(self) -> "CoreSpec":
         # Every unit validates its own sizes: an impossible core is refused here, before any work.
         _ = self.loader, self.weights, self.tlmm, self.vector, self.attention, self.head
+        config, per_beat = self.config, self.config.params_rows_per_beat
+        rows = self.vector.header_rows + self.widest_norm // config.vector_lanes
+        needed = -(-rows // per_beat) * per_beat
+        if config.params_rows < needed:
+            # Gains are read again for every token of a tile and loaded ahead of the weights: all of an instruction's must fit.
+            raise ValueError(f"params_rows must hold the header and the gains of the widest norm, {needed} rows, not {config.params_rows}; nearest: {needed}")
         return self
 
     @property
@@ -62,6 +69,11 @@ class CoreSpec(Config):
         return max(shape.hidden, shape.heads * shape.head_dim, shape.ffn)
 
     @property
+    def widest_norm(self) -> int:
+        """Columns of the widest norm."""
+        return self.widest_input if self.shape.sub_norms else self.shape.hidden
+
+    @cached_property
     def tlmm(self) -> TlmmConfig:
         c = self.config
         return TlmmConfig(
@@ -77,14 +89,14 @@ class CoreSpec(Config):
             allow_stalls=c.allow_stalls,
         )
 
-    @property
+    @cached_property
     def weights(self) -> WeightPathConfig:
         c = self.config
         return WeightPathConfig(
             group=c.group, tables=c.tables, columns=c.columns, lanes=c.lanes, half_tables=c.half_tables, beat_bytes=c.beat_bytes, ring_rows=c.ring_rows
         )
 
-    @property
+    @cached_property
     def vector(self) -> VectorConfig:
         c, shape = self.config, self.shape
         return VectorConfig(
@@ -102,7 +114,7 @@ class CoreSpec(Config):
             max_groups=shape.heads + 2 * shape.kv_heads,
         )
 
-    @property
+    @cached_property
     def attention(self) -> AttentionConfig:
         c, shape = self.config, self.shape
         return AttentionConfig(
@@ -118,7 +130,7 @@ class CoreSpec(Config):
             partials=c.partials,
         )
 
-    @property
+    @cached_property
     def loader(self) -> LoaderConfig:
         c = self.config
         return LoaderConfig(
@@ -131,7 +143,7 @@ class CoreSpec(Config):
             rope_rows=c.rope_rows,
         )
 
-    @property
+    @cached_property
     def head(self) -> HeadConfig:
         c, shape = self.config, self.shape
         return HeadConfig(beat_bytes=c.beat_bytes, vector_lanes=c.vector_lanes, hidden=shape.hidden, best=c.best)

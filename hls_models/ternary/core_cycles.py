@@ -162,18 +162,21 @@ class _Pass:
         """Earliest start of an instruction offered by its queue: its semaphores are there."""
         pops = self.pops[instruction.unit]
         offered = max(offered, pops[-1] + 1 if pops else 0)
-        for semaphore in Semaphore:
-            if semaphore & instruction.wait:
-                offered = max(offered, self.signals[semaphore].popleft() + 1)
+        if instruction.wait:
+            for semaphore, signals in self.signals.items():
+                if semaphore & instruction.wait:
+                    offered = max(offered, signals.popleft() + 1)
         return offered
 
     def _ended(self, index: int, start: int, done: int) -> None:
         instruction = self.core.program.instructions[index]
         self.times.events.append(Event(index, start, done))
-        for semaphore in Semaphore:
-            if semaphore & instruction.signal:
-                self.signals[semaphore].append(done)
-        self._record(f"{instruction.unit.name.lower()}_done", [done])
+        if instruction.signal:
+            for semaphore, signals in self.signals.items():
+                if semaphore & instruction.signal:
+                    signals.append(done)
+        if self.core.detail:
+            self._record(f"{instruction.unit.name.lower()}_done", [done])
 
     def _record(self, name: str, cycles: Iterable[int]) -> None:
         if self.core.detail:

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole cores: every word and every handshake of conversations on the RTL, and faults that must not go unseen."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lutra.cosim.benches import core
+from lutra.cosim.core import CoreBench
+from lutra.cosim.harness import Fault
+from lutra.hls_models.errors import ModelError
+from lutra.hls_models.ternary import executor
+from lutra.hls_models.ternary.core_cycles import CoreTiming
+from lutra.hls_models.ternary.executor import Executor
+from lutra.hls_models.ternary.isa import Unit
+from lutra.hls_models.ternary.program import Program
+from lutra.hls_models.ternary.trits import RowLayout, decode_bytes, encode_bytes
+from tests.conftest import MASTER_SEED
+
+SOAK_TOPS = 6  # of two cores each
+
+
+def cores(number: int) -> list[core.Small]:
+    rng = np.random.default_rng([MASTER_SEED, number])
+    return [core.small(rng) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def small() -> list[core.Small]:
+    return cores(0)
+
+
+@pytest.fixture(scope="module")
+def bench(small: list[core.Small]) -> CoreBench:
+    made = core.bench(small)
+    made.build()
+    return made
+
+
+def converse(made: CoreBench, small: list[core.Small], rng: np.random.Generator) -> int:
+    runs = made.check({f"c{i}": core.conversation(one, rng) for i, one in enumerate(small)})
+    for run in runs.values():
+        assert run.mismatch is None
+        assert run.words_mismatched == 0
+        assert run.tokens == run.chosen.tolist()
+        assert run.measured == [end - start for start, end in zip(run.starts, run.ends, strict=True)]
+    return sum(run.words_compared for run in runs.values())
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_every_word_and_cycle(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, case: int) -> None:
+    assert converse(bench, small, rng) > 3_000
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("top", range(SOAK_TOPS))
+def test_every_word_and_cycle_of_many_cores(top: int, rng: np.random.Generator) -> None:
+    many = cores(top + 1)
+    made = core.bench(many)
+    assert sum(converse(made, many, rng) for _ in range(20)) > 50_000
+
+
+def weights_of(program: Program) -> tuple[int, int]:
+    """(first beat, beats) of the first weights in memory."""
+    region = next(region for region in program.regions if region.name.endswith(".weights"))
+    return region.address, region.beats
+
+
+def with_image(program: Program, change: Callable[[np.ndarray], None]) -> Program:
+    assert program.image is not None
+    image = np.array(program.image).reshape(-1, program.beat_bytes)
+    change(image)
+    return replace(program, image=image.reshape(-1))
+
+
+def flip_trit(program: Program) -> Program:
+    first, _ = weights_of(program)
+
+    def change(image: np.ndarray) -> None:
+        trits = decode_bytes(image[first, :1])
+        trits[0] = -1 if trits[0] == 1 else trits[0] + 1
+        image[first, :1] = encode_bytes(trits)
+
+    return with_image(program, change)
+
+
+def swap_rows(program: Program) -> Program:
+    """Exchanges the first and the last row of the first matrix: parts of two tiles, or of two k-blocks."""
+    first, beats = weights_of(program)
+    return with_image(program, lambda image: image.__setitem__([first, first + beats - 1], image[[first + beats - 1, first]]))
+
+
+@pytest.mark.parametrize("change", [flip_trit, swap_rows])
+def test_wrong_weights_are_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, change: Callable[[Program], Program]) -> None:
+    job = core.conversation(small[0], rng)
+    run = bench.check({"c0": replace(job, memory=change(job.program))})["c0"]
+    assert run.mismatch is not None and run.mismatch.startswith("weights[0]: expected 0x")
+    assert "cycle" in run.mismatch
+
+
+def test_a_wrong_golden_word_is_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = executor.attend
+
+    def wrong(*args: object) -> np.ndarray:
+        values = right(*args).copy()  # type: ignore[arg-type]
+        values[0, 1] ^= 1
+        return values
+
+    monkeypatch.setattr(executor, "attend", wrong)
+    run = bench.check({"c0": core.conversation(small[0], rng)})["c0"]
+    assert run.words_mismatched
+    assert run.mismatch is not None and run.mismatch.startswith("values[0]: expected 0x")
+
+
+@pytest.mark.parametrize("kind", ["flip", "drop", "delay"])
+@pytest.mark.parametrize("boundary", ["sums", "codes", "rows", "params"])
+def test_a_disturbed_beat_is_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, boundary: str, kind: str) -> None:
+    run = bench.check({"c0": core.conversation(small[0], rng)}, faults=[Fault("c0", boundary, kind, beat=3)])["c0"]
+    assert run.mismatch is not None and run.mismatch.startswith(f"{boundary}[3]")
+    assert "cycle" in run.mismatch
+
+
+def test_prompts_that_do_not_fit_are_refused(small: list[core.Small]) -> None:
+    one = small[0]
+    golden = Executor(one.spec, one.program)
+    with pytest.raises(ModelError, match=f"must fit the context of {one.spec.shape.context} tokens"):
+        next(golden.generate([0] * (one.spec.shape.context + 1), 1))
+    with pytest.raises(ModelError, match="prompt ids must be in 0"):
+        next(golden.generate([one.spec.shape.vocabulary], 1))
+    with pytest.raises(ModelError, match="at least one token"):
+        next(golden.generate([], 1))
+
+
+def test_detail_changes_no_cycle(small: list[core.Small]) -> None:
+    one = small[0]
+    plain, detailed = (CoreTiming(one.spec, one.program, detail=detail).run(5, 4) for detail in (False, True))
+    assert [(p.start, p.end, p.events) for p in plain] == [(p.start, p.end, p.events) for p in detailed]
+    assert not plain[0].streams and detailed[0].streams
+
+
+def test_work_never_exceeds_activity(small: list[core.Small]) -> None:
+    for one in small:
+        for times in CoreTiming(one.spec, one.program).run(7, 3):
+            for unit, (active, worked) in times.activity(one.program.instructions).items():
+                assert 0 < worked <= active <= times.cycles or (unit is Unit.HEAD and not times.last)
+
+
+def test_layout_is_the_programs(small: list[core.Small]) -> None:
+    one = small[0]
+    config = one.spec.config
+    layout = RowLayout(group=config.group, tables=config.tables, columns=config.columns, beat_bytes=config.beat_bytes)
+    assert layout.row_beats == config.row_beats
