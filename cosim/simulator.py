@@ -233,6 +233,7 @@ def run(built: Build, folder: Path, *, plusargs: Sequence[str] = (), module: str
     """
     from cocotb_tools.runner import Verilator
 
+    folder = folder.resolve()  # the simulator runs there
     results = folder / "results.xml"
     log = folder / "run.log"
     crash = None
