@@ -48,6 +48,10 @@ def bits(values: Any) -> Any:
 ONE = Parameters(f32([1.0, 1.0, 1.0]))
 
 
+def mean_of_160(gains: Any) -> Parameters:
+    return Parameters(ONE.weight_scale, reciprocal=int(f32(1 / 160)), eps=int(f32(1e-5)), gains=bits(gains))
+
+
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     built = Bench("vector")
@@ -186,7 +190,7 @@ def test_norm_against_float64(rng: np.random.Generator, record_property: Any) ->
     x, gains = rng.normal(0, 3, (8, 160)) * 10.0 ** rng.uniform(-3, 3, (8, 1)), rng.uniform(0.2, 2, 160)
     x = floats.to_float64(E8M11, bits(x))
     unit = Vector(TINY)
-    params = Parameters(f32([1.0] * 3), *f32([1 / 160, 1e-5]).tolist(), bits(gains))
+    params = mean_of_160(gains)
     result = run({"norm": 1}, 8, params, unit, values=bits(x))
     kept = floats.to_float64(FP32, unit.scale)
     wanted = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * floats.to_float64(E8M11, bits(gains))
@@ -200,7 +204,7 @@ def test_norm_against_float64(rng: np.random.Generator, record_property: Any) ->
 
 def test_head_codes_carry_the_kept_scale(rng: np.random.Generator) -> None:
     unit = Vector(TINY)
-    params = Parameters(f32([1.0] * 3), *f32([1 / 160, 1e-5]).tolist(), bits(np.ones(160)))
+    params = mean_of_160(np.ones(160))
     result = run({"norm": 1, "destination": Destination.HEAD}, 2, params, unit, values=bits(rng.normal(0, 1, (2, 160))))
     np.testing.assert_array_equal(result.scales[:, 0], unit.scale[:2])
 
@@ -214,6 +218,9 @@ def test_a_beat_per_clock() -> None:
     assert (np.diff(times.codes)[np.arange(79) % 40 != 39] == 1).all()
     assert times.source[0] == 5 + 2 * TINY.header_rows + 2
     assert times.done == times.codes[-1] + 1
+    fields = {**BASE, "operation": Operation.ROPE, "destination": Destination.ATTEND, "group_columns": 32}
+    times = timing.instruction(fields, 8, 0, params=np.zeros(2, np.int64), rope=np.zeros(64, np.int64))
+    np.testing.assert_array_equal(np.diff(times.codes), 1)  # four dividers keep up with heads of eight beats
 
 
 def test_one_instruction_equals_a_run(rng: np.random.Generator) -> None:
@@ -228,7 +235,7 @@ def test_one_instruction_equals_a_run(rng: np.random.Generator) -> None:
         sinks = {name: Ready(rng.random(6000) < 0.6) for name in ("codes", "done")}
         early = {name: np.zeros(count, np.int64) for name, count in counts.items()}
         whole = timing.run([job], {"instr": np.array([500]), "values": source, **early}, sinks)
-        times = timing.instruction(*job, 500, source=source, **early, codes_ready=sinks["codes"], done_ready=sinks["done"])
+        times = timing.instruction(*job, 500, source=source, params=early["params"], rope=early["rope"], codes_ready=sinks["codes"], done_ready=sinks["done"])
         for name, cycles in {"values": times.source, "codes": times.codes, "params_freed": times.params_freed, "rope_freed": times.rope_freed}.items():
             np.testing.assert_array_equal(whole[name], cycles)
         assert whole["done"].tolist() == [times.done] and whole["instr"].tolist() == [500]

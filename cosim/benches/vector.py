@@ -24,7 +24,7 @@ def configurations(seed: int, count: int = 12) -> list[VectorConfig]:
     """The smallest unit, the tiny preset's, other formats, lanes that are no power of two, many lanes; every other size is drawn from the seed."""
     rng = np.random.default_rng(seed)
     found = [
-        VectorConfig(lanes=2, max_tokens=1, max_columns=2, hidden=2, head_dim=2, params_rows=4, rope_rows=1, max_groups=1, accumulator_bits=2),
+        VectorConfig(lanes=2, max_tokens=1, max_columns=2, hidden=2, head_dim=2, params_rows=4, rope_rows=1, max_groups=1, dividers=1, accumulator_bits=2),
         VectorConfig(lanes=4, activation="relu2"),
         _draw(rng, 2, "relu2", BF16),
         _draw(rng, 2, "relu2", FP16),
@@ -53,6 +53,7 @@ def _draw(rng: np.random.Generator, v: int, activation: str, F: FloatFormat) -> 
             "params_rows": max(-(-160 // (24 * v)), int(rng.integers(2, 24))),
             "rope_rows": rope + int(rng.integers(0, 5)),
             "max_groups": int(rng.integers(1, 12)),
+            "dividers": int(rng.choice([1, 2, 3, 4])),
         }
     )
 
@@ -61,7 +62,7 @@ def draw_job(config: VectorConfig, rng: np.random.Generator, source: Source | No
     """A random instruction that the unit can execute."""
     v = config.lanes
     while True:
-        operation = Operation(rng.integers(0, 4))
+        operation = Operation(int(rng.integers(0, 4)))
         gated = int(operation == Operation.GATE)
         limit = config.hidden if operation == Operation.RESIDUAL else config.max_columns
         beats = int(rng.choice([1, limit // v, int(rng.integers(1, limit // v + 1))]))
@@ -72,7 +73,7 @@ def draw_job(config: VectorConfig, rng: np.random.Generator, source: Source | No
         groups = [g for g in range(1, beats + 1) if beats % g == 0 and beats // g <= config.max_groups]
         group = beats if rng.random() < 0.3 and beats in groups else int(rng.choice(groups))
         tile += int(tile == most == beats and not norm and rng.random() < 0.3)  # a tile wider than the row
-        destination = Destination(rng.integers(0, 3))
+        destination = Destination(int(rng.integers(0, 3)))
         if norm and destination == Destination.HEAD:
             group = beats
         columns = beats * v << gated

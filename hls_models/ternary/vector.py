@@ -63,18 +63,19 @@ class VectorConfig(Config):
     [max_tokens][partials], scale [max_tokens], rings of params and rope rows.
     """
 
-    lanes: int = Field(4, ge=2, le=16, description="elements per clock (V), even")
-    format: FloatFormat = Field(E8M11, description="element-wise format (F)")
-    accumulator_bits: int = Field(18, ge=2, le=32, description="width of the sums")
-    max_tokens: int = Field(8, ge=1, le=128, description="tokens of a pass (C)")
-    max_columns: int = Field(384, ge=2, description="results of the longest row")
-    hidden: int = Field(160, ge=2, description="columns of the residual stream")
-    head_dim: int = Field(32, ge=2, description="columns that one set of rotations covers")
-    activation: Literal["relu2", "silu"] = Field("relu2", description="gate that is built")
-    partials: int = Field(8, ge=1, le=64, description="fp32 partial sums (A), a power of two")
-    params_rows: int = Field(128, ge=2, description="rows of V values in the params ring")
-    rope_rows: int = Field(64, ge=1, description="rows of V/2 pairs in the rope ring")
-    max_groups: int = Field(8, ge=1, le=256, description="requantisation groups of a row")
+    lanes: int = Field(default=4, ge=2, le=16, description="elements per clock (V), even")
+    format: FloatFormat = Field(default=E8M11, description="element-wise format (F)")
+    accumulator_bits: int = Field(default=18, ge=2, le=32, description="width of the sums")
+    max_tokens: int = Field(default=8, ge=1, le=128, description="tokens of a pass (C)")
+    max_columns: int = Field(default=384, ge=2, description="results of the longest row")
+    hidden: int = Field(default=160, ge=2, description="columns of the residual stream")
+    head_dim: int = Field(default=32, ge=2, description="columns that one set of rotations covers")
+    activation: Literal["relu2", "silu"] = Field(default="relu2", description="gate that is built")
+    partials: int = Field(default=8, ge=1, le=64, description="fp32 partial sums (A), a power of two")
+    params_rows: int = Field(default=128, ge=2, description="rows of V values in the params ring")
+    rope_rows: int = Field(default=64, ge=1, description="rows of V/2 pairs in the rope ring")
+    dividers: int = Field(default=4, ge=1, le=8, description="serial dividers: groups whose 127/a is under way")
+    max_groups: int = Field(default=8, ge=1, le=256, description="requantisation groups of a row")
 
     @model_validator(mode="after")
     def _consistent(self) -> "VectorConfig":

@@ -10,7 +10,8 @@ With instr taken at i (all other names: handshake cycles, or cycles in which a s
     gain freed            z of the last token's beat; params_freed from the cycle after
     rope rows freed       one per clock from the cycle after the last z
     measured              last z + latencies.gain + latencies.levels                      then LOAD
-    group g taken         p[g] = max(d[g] + division, last beat of group g-1 read), d[0] = measured + 1 + latencies.load, d[g+1] = p[g] + 1 + latencies.load
+    group g divided       d[g] = max(d[g-1] + 1 + latencies.load, p[g - dividers] + 1), d[0] = measured + 1 + latencies.load
+    group g taken         p[g] = max(d[g] + division, last beat of group g-1 read)
     code beats read       from p[g] + 1, one per clock, at most OUTPUT_DEPTH not yet accepted; offered latencies.code later
     done                  from the last code + 1; instr of the next: max(done + 1, scaler idle) + 1
 """
@@ -180,17 +181,20 @@ class VectorTiming:
 
         codes: list[Cycles] = []
         reads = _Reads(lat.code, ready)
-        free = taken = 0  # cycle from which the next group is taken; cycle in which this one is
-        for _ in range(groups):
-            taken = divide + lat.division
+        taken: list[int] = []
+        free = 0  # cycle from which the next group is taken
+        for group in range(groups):
+            if group >= self.config.dividers:
+                divide = max(divide, taken[group - self.config.dividers] + 1)
+            at = divide + lat.division
             if before_codes:
-                begun = max(taken + 1, variance)
+                begun = max(at + 1, variance)
                 variance = begun + 1 + lat.reduce
-                taken = begun + root
-            taken = max(taken, free)
-            free = reads.read(taken + 1, per_group, codes)
-            divide = taken + 1 + lat.load
-        idle = taken + 1
+                at = begun + root
+            taken.append(max(at, free))
+            free = reads.read(taken[-1] + 1, per_group, codes)
+            divide = (taken[-1] if before_codes else divide) + 1 + lat.load
+        idle = taken[-1] + 1
         if norm and not before_codes:
             for _ in range(tokens):
                 begun = max(idle, variance)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requantisation in the VECTOR unit: scales, group by group, ahead of the codes that they belong to."""
 
-from amaranth import Const, Module, Mux, Signal, signed
+from amaranth import Array, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -12,10 +12,10 @@ from lutra.hls_models.ternary.vector import CODE_127, INVERSE_127, OUTPUT_DEPTH,
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatConvert, FloatDivSqrt, FloatMul, FloatToInt
 from lutra.rtl.streams import Queue
-from lutra.rtl.ternary.vector_control import job_layout
+from lutra.rtl.ternary.vector_control import job_layout, wrap
 from lutra.rtl.ternary.vector_datapath import delay
 
-__all__ = ["Codes", "Scaler", "codes_layout"]
+__all__ = ["Codes", "Dividers", "Scaler", "codes_layout"]
 
 GROUP = data.StructLayout({"inverse": FP32.bits, "scale": FP32.bits})
 DIVISION = FloatDivSqrt().operands.payload.shape()
@@ -27,12 +27,51 @@ def codes_layout(config: VectorConfig) -> data.StructLayout:
     return data.StructLayout({"codes": lanes, "scale": FP32.bits, "destination": 2, "token": 8, "group": 8, "last": 1, "group_last": 1})
 
 
-class Scaler(wiring.Component):
-    """127/a and the scale of every group, then (norm) the scale of every row, with one serial divider.
+class Dividers(wiring.Component):
+    """Several serial dividers taking turns: as one ``FloatDivSqrt``, but with ``count`` operations on their way; results in order.
 
-    LOAD (a is read and converted), DIVIDE, INVERSE until ``group`` has taken the quotient: one round per group. With norm the rows follow, once all
-    groups are through: ROOT, ROOT_RESULT, QUOTIENT, QUOTIENT_RESULT, SCALE (the product by 1/127), PUSH. For HEAD these steps come before each group is
-    handed on, so that its codes carry the complete scale.
+    Members
+    -------
+    operands, result : streams as of ``FloatDivSqrt``
+    turn_in, turn_out : ``Out``, the divider that takes the next operands, and the one that gives the next result
+    """
+
+    def __init__(self, *, count: int) -> None:
+        self._count = count
+        super().__init__(
+            {
+                "operands": In(stream.Signature(DIVISION)),
+                "result": Out(stream.Signature(FP32.bits)),
+                "turn_in": Out(range(count)),
+                "turn_out": Out(range(count)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for index in range(self._count):
+            m.submodules[f"divider_{index}"] = divider = FloatDivSqrt()
+            m.d.comb += divider.operands.payload.eq(self.operands.payload)
+            with m.If(self.turn_in == index):
+                m.d.comb += [divider.operands.valid.eq(self.operands.valid), self.operands.ready.eq(divider.operands.ready)]
+            with m.If(self.turn_out == index):
+                m.d.comb += [
+                    self.result.valid.eq(divider.result.valid),
+                    self.result.payload.eq(divider.result.payload),
+                    divider.result.ready.eq(self.result.ready),
+                ]
+        for turn, port in ((self.turn_in, self.operands), (self.turn_out, self.result)):
+            with m.If(port.valid & port.ready):
+                m.d.sync += turn.eq(wrap(m, turn + 1, self._count, "next_turn"))
+        return m
+
+
+class Scaler(wiring.Component):
+    """127/a and the scale of every group; with norm also the scale of every row.
+
+    LOAD (a is read and converted) and DIVIDE per group, as fast as the dividers take them; their results leave on ``group`` in order. COLLECT waits for
+    the last. With norm the rows follow: ROOT, ROOT_RESULT, QUOTIENT, QUOTIENT_RESULT, SCALE (the product by 1/127), PUSH. For HEAD, INVERSE and these
+    steps come before each group is handed on, so that its codes carry the complete scale.
 
     Members
     -------
@@ -63,13 +102,13 @@ class Scaler(wiring.Component):
         m = Module()
         config, job = self._config, self.job
         m.submodules.wide = wide = FloatConvert(source=config.format, target=FP32)
-        m.submodules.divider = divider = FloatDivSqrt()
+        m.submodules.dividers = dividers = Dividers(count=config.dividers)
         m.submodules.per_127 = product = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
-        operands, result = divider.operands, divider.result
+        operands, result = dividers.operands, dividers.result
 
-        token, group = Signal(range(config.max_tokens)), Signal(range(config.max_groups))
+        # Two walks over token and group: of the operands, and of the groups that left.
+        asked, given = Signal(self._place()), Signal(self._place())
         base = Signal(range(config.max_tokens * config.max_groups))
-        tokens_left = Signal(8)
         taken = Signal(FP32.bits, reset_less=True)  # the last quotient or root
         inverse = Signal(FP32.bits, reset_less=True)
         from_quotient = Signal()
@@ -77,62 +116,85 @@ class Scaler(wiring.Component):
         zero = wide.y[FP32.mantissa : -1] < TINY_EXPONENT
         kept = job.destination != Destination.ATTEND
         complete_first = job.norm & (job.destination == Destination.HEAD)
-        last_group = group == self.last_group
         value = Mux(zero, 0, product.y)
+
+        # Per divider, the scale that belongs to its result; it is there long before the quotient.
+        scale = Array(Signal(FP32.bits, name=f"scale_{i}", reset_less=True) for i in range(config.dividers))
+        nothing = Array(Signal(name=f"nothing_{i}", reset_less=True) for i in range(config.dividers))
+        divide, collect, push = Signal(), Signal(), Signal()
+        asked_turn = register(m, dividers.turn_in, "asked_turn", product.latency)
+        asked_zero = register(m, zero, "asked_zero", product.latency)
+        with m.If(delay(m, divide & operands.ready, product.latency, "asked_late")):
+            m.d.sync += [scale[asked_turn].eq(Mux(asked_zero, 0, product.y)), nothing[asked_turn].eq(asked_zero)]
+
         m.d.comb += [
-            self.a_row.eq(base + group),
+            self.a_row.eq(base + asked.group),
             wide.a.eq(self.a),
             product.a.eq(Mux(from_quotient, taken, wide.y)),
             product.b.eq(INVERSE_127),
-            self.group.payload.scale.eq(value),
-            self.group.payload.inverse.eq(Mux(zero, 0, Mux(complete_first, inverse, result.payload))),
-            self.scale_write.token.eq(token),
-            self.scale_write.value.eq(value),
+            self.group.valid.eq((collect & result.valid) | push),
+            self.group.payload.scale.eq(Mux(push, value, scale[dividers.turn_out])),
+            self.group.payload.inverse.eq(Mux(push, Mux(zero, 0, inverse), Mux(nothing[dividers.turn_out], 0, result.payload))),
         ]
+        leaves = self.group.valid & self.group.ready
+        given_last = leaves & (given.group == self.last_group) & (given.tokens_left == 1)
+        with m.If(leaves):
+            self._advance(m, given)
+            m.d.comb += [
+                self.scale_write.enable.eq(kept & (complete_first | ~job.norm)),
+                self.scale_write.token.eq(given.token),
+                self.scale_write.value.eq(self.group.payload.scale),
+            ]
 
         def start_over() -> None:
-            m.d.sync += [token.eq(0), base.eq(0), tokens_left.eq(job.tokens)]
-
-        def next_token() -> None:
-            m.d.sync += [token.eq(token + 1), base.eq(base + config.max_groups), tokens_left.eq(tokens_left - 1)]
+            m.d.sync += [base.eq(0), asked.token.eq(0), asked.tokens_left.eq(job.tokens)]
 
         def next_group() -> None:
-            m.d.comb += self.scale_write.enable.eq(kept & (complete_first | ~job.norm))
             m.d.sync += [wait.eq(0), from_quotient.eq(0)]
+            self._advance(m, asked)
+            with m.If(asked.group == self.last_group):
+                m.d.sync += base.eq(base + config.max_groups)
             m.next = "LOAD"
-            with m.If(~last_group):
-                m.d.sync += group.eq(group + 1)
-            with m.Elif(tokens_left != 1):
-                m.d.sync += group.eq(0)
-                next_token()
-            with m.Elif(job.norm & ~complete_first):
-                start_over()
-                m.next = "ROOT"
-            with m.Else():
-                m.next = "IDLE"
 
+        asked_last = (asked.group == self.last_group) & (asked.tokens_left == 1)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.idle.eq(1)
-                m.d.sync += [group.eq(0), wait.eq(0), from_quotient.eq(0)]
+                m.d.sync += [wait.eq(0), from_quotient.eq(0), asked.group.eq(0), given.group.eq(0), given.token.eq(0), given.tokens_left.eq(job.tokens)]
                 start_over()
                 with m.If(self.start):
                     m.next = "LOAD"
             with m.State("LOAD"):
+                m.d.comb += collect.eq(~complete_first)
                 m.d.sync += wait.eq(wait + 1)
                 with m.If(wait == wide.latency):
                     m.next = "DIVIDE"
             with m.State("DIVIDE"):
-                m.d.comb += [operands.valid.eq(1), operands.payload.eq(Const({"a": CODE_127, "b": 0, "root": 0}, DIVISION)), operands.payload.b.eq(wide.y)]
+                m.d.comb += [
+                    collect.eq(~complete_first),
+                    divide.eq(1),
+                    operands.valid.eq(1),
+                    operands.payload.eq(Const({"a": CODE_127, "b": 0, "root": 0}, DIVISION)),
+                ]
+                m.d.comb += operands.payload.b.eq(wide.y)
                 with m.If(operands.ready):
-                    m.next = "INVERSE"
+                    with m.If(complete_first):
+                        m.next = "INVERSE"
+                    with m.Elif(asked_last):
+                        m.next = "COLLECT"
+                    with m.Else():
+                        next_group()
+            with m.State("COLLECT"):
+                m.d.comb += collect.eq(1)
+                with m.If(given_last):
+                    start_over()
+                    m.next = "IDLE"
+                    with m.If(job.norm):
+                        m.next = "ROOT"
             with m.State("INVERSE"):
-                m.d.comb += [self.group.valid.eq(result.valid & ~complete_first), result.ready.eq(self.group.ready | complete_first)]
                 m.d.sync += inverse.eq(result.payload)
-                with m.If(result.valid & complete_first):
+                with m.If(result.valid):
                     m.next = "ROOT"
-                with m.Elif(result.valid & self.group.ready):
-                    next_group()
             with m.State("ROOT"):
                 m.d.comb += [
                     operands.valid.eq(self.variance.valid),
@@ -143,7 +205,6 @@ class Scaler(wiring.Component):
                 with m.If(self.variance.valid & operands.ready):
                     m.next = "ROOT_RESULT"
             with m.State("ROOT_RESULT"):
-                m.d.comb += result.ready.eq(1)
                 m.d.sync += taken.eq(result.payload)
                 with m.If(result.valid):
                     m.next = "QUOTIENT"
@@ -152,7 +213,6 @@ class Scaler(wiring.Component):
                 with m.If(operands.ready):
                     m.next = "QUOTIENT_RESULT"
             with m.State("QUOTIENT_RESULT"):
-                m.d.comb += result.ready.eq(1)
                 m.d.sync += [taken.eq(result.payload), from_quotient.eq(1), wait.eq(0)]
                 with m.If(result.valid):
                     m.next = "SCALE"
@@ -161,17 +221,32 @@ class Scaler(wiring.Component):
                 with m.If(wait == product.latency - 1):
                     m.next = "PUSH"
             with m.State("PUSH"):
-                m.d.comb += self.group.valid.eq(complete_first)
+                m.d.comb += push.eq(complete_first)
                 with m.If(complete_first & self.group.ready):
                     next_group()
-                with m.Elif(~complete_first):
-                    m.d.comb += self.scale_write.enable.eq(kept)
-                    m.d.sync += from_quotient.eq(0)
-                    next_token()
-                    m.next = "ROOT"
-                    with m.If(tokens_left == 1):
+                    with m.If(asked_last):
                         m.next = "IDLE"
+                with m.Elif(~complete_first):
+                    m.d.comb += [self.scale_write.enable.eq(kept), self.scale_write.token.eq(asked.token), self.scale_write.value.eq(value)]
+                    m.d.sync += [
+                        from_quotient.eq(0),
+                        base.eq(base + config.max_groups),
+                        asked.token.eq(asked.token + 1),
+                        asked.tokens_left.eq(asked.tokens_left - 1),
+                    ]
+                    m.next = "ROOT"
+                    with m.If(asked.tokens_left == 1):
+                        m.next = "IDLE"
+        m.d.comb += result.ready.eq(~collect | self.group.ready)
         return m
+
+    def _place(self) -> data.StructLayout:
+        return data.StructLayout({"token": range(self._config.max_tokens), "group": range(self._config.max_groups), "tokens_left": 8})
+
+    def _advance(self, m: Module, place: data.View) -> None:
+        m.d.sync += place.group.eq(place.group + 1)
+        with m.If(place.group == self.last_group):
+            m.d.sync += [place.group.eq(0), place.token.eq(place.token + 1), place.tokens_left.eq(place.tokens_left - 1)]
 
 
 class Codes(wiring.Component):
