@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lutra.cosim.harness import Bench, Fault, Recording, Stimulus, compare
 from lutra.hls_models.floats import E8M11, FP32, FloatFormat, from_float64
 from lutra.hls_models.streams import pack
-from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig, KvCache, attend
+from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig, KvCache, attend, read_addresses, write_addresses
 from lutra.hls_models.ternary.attention_cycles import attention_cycles
 from lutra.rtl.ternary.attention import Attention
 
@@ -123,14 +123,13 @@ def case(config: AttentionConfig, rng: np.random.Generator, *, limit: int = 6, d
     for layer, tokens, position in passes:
         codes, scales = _rows(config, rng, tokens, data)
         cache.store(layer, position, codes[:, heads:], scales[:, heads:])
-        written = [(h, position + t, value) for t in range(tokens) for value in (False, True) for h in range(config.kv_heads)]
-        read = _reads(config, layer, tokens, position)
+        read = read_addresses(config, layer, tokens, position)
         values = attend(config, codes[:, :heads], scales[:, :heads], cache, layer, position)
         values = values.reshape(tokens, config.kv_heads, -1).transpose(1, 0, 2).reshape(-1, config.vector_lanes)
         parts["qkv"].append(_beats(config, rng, codes, scales))
-        parts["kv_write"].append(_memory_rows(cache, np.array([config.address(layer, h, j, value=v) for h, j, v in written]), with_address=True))
+        parts["kv_write"].append(cache.rows(write_addresses(config, layer, tokens, position), with_address=True))
         parts["kv_read"].append(pack((read, ADDRESS_BITS)))
-        parts["kv_data"].append(_memory_rows(cache, read, with_address=False))
+        parts["kv_data"].append(cache.rows(read))
         parts["values"].append(pack((values, config.format.bits)))
     payloads = {name: np.concatenate(words) for name, words in parts.items()}
     payloads["instr"] = pack(*((np.array([one[i] for one in passes], np.int64), bits) for i, bits in enumerate((8, 8, 16))))
@@ -148,26 +147,6 @@ def _beats(config: AttentionConfig, rng: np.random.Generator, codes: NDArray[np.
     noise = rng.integers(0, 256, (5, len(beats)))
     scale = np.where(np.arange(len(beats)) % config.head_beats == config.head_beats - 1, np.repeat(scales.ravel(), config.head_beats), noise[0])
     return pack((beats, 8), (scale, 32), (noise[1] % 4, 2), (noise[2], 8), (noise[3], 8), (noise[4] % 2, 1), (noise[1] % 2, 1))
-
-
-def _memory_rows(cache: KvCache, addresses: NDArray[np.int64], *, with_address: bool) -> NDArray[np.uint32]:
-    codes = cache.codes.reshape(-1, cache.codes.shape[-1])[addresses]
-    return pack(*([(addresses, ADDRESS_BITS)] if with_address else []), (cache.scales.ravel()[addresses], 32), (codes, 8))
-
-
-def _reads(config: AttentionConfig, layer: int, tokens: int, position: int) -> NDArray[np.int64]:
-    """Addresses in the order of requests (architecture.md, 2.8; decode interleaves V of a head with K of the next)."""
-    end, TL = position + tokens, config.key_tile
-    tiles = [range(base, min(base + TL, end)) for base in range(0, end, TL)]
-    if tokens > 1:
-        order = [(head, value, tile) for head in range(config.kv_heads) for tile in reversed(tiles) for value in (False, True)]
-    else:
-        order = []
-        for head in range(config.kv_heads + 1):
-            for tile in tiles:
-                order += [(head - 1, True, tile)] if head else []
-                order += [(head, False, tile)] if head < config.kv_heads else []
-    return np.array([config.address(layer, head, j, value=value) for head, value, tile in order for j in tile], np.int64)
 
 
 def play(built: Bench, cases: Mapping[str, Case], faults: Sequence[Fault] = ()) -> dict[str, dict[str, Recording]]:

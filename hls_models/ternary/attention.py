@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from lutra.hls_models.config import Config
 from lutra.hls_models.floats import E8M11, FLOAT_LATENCY, FP32, FloatFormat, from_float64, to_float64
 from lutra.hls_models.functions import MAX_MANTISSA, exp2
+from lutra.hls_models.streams import pack
 
-__all__ = ["AttentionConfig", "KvCache", "attend", "reference"]
+__all__ = ["AttentionConfig", "KvCache", "attend", "read_addresses", "reference", "write_addresses"]
 
 Bits = NDArray[np.uint32]
 Real = NDArray[np.float64]
@@ -121,6 +122,32 @@ class KvCache:
         pair = np.asarray(codes).reshape(n, 2, -1, self.codes.shape[-1])
         self.codes[layer, :, position : position + n] = pair.transpose(2, 0, 1, 3)
         self.scales[layer, :, position : position + n] = np.asarray(scales).reshape(n, 2, -1).transpose(2, 0, 1)
+
+    def rows(self, addresses: NDArray[np.int64], *, with_address: bool = False) -> Bits:
+        """Payload words of the memory's rows at ``addresses``: {scale, codes}, or {address, scale, codes} as they are written."""
+        codes = self.codes.reshape(-1, self.codes.shape[-1])[addresses]
+        return pack(*([(addresses, ADDRESS_BITS)] if with_address else []), (self.scales.ravel()[addresses], 32), (codes, 8))
+
+
+def write_addresses(config: AttentionConfig, layer: int, tokens: int, position: int) -> NDArray[np.int64]:
+    """Rows that a pass writes, in order: for token, K of every head, then V."""
+    rows = [(head, position + token, value) for token in range(tokens) for value in (False, True) for head in range(config.kv_heads)]
+    return np.array([config.address(layer, head, at, value=value) for head, at, value in rows], np.int64)
+
+
+def read_addresses(config: AttentionConfig, layer: int, tokens: int, position: int) -> NDArray[np.int64]:
+    """Rows that a pass reads, in order: prefill K and V tile by tile, newest first; decode K upwards, then V, V of a head between K of the next."""
+    end, TL = position + tokens, config.key_tile
+    tiles = [range(base, min(base + TL, end)) for base in range(0, end, TL)]
+    order: list[tuple[int, bool, range]] = []
+    if tokens > 1:
+        order = [(head, value, tile) for head in range(config.kv_heads) for tile in reversed(tiles) for value in (False, True)]
+    else:
+        for head in range(config.kv_heads + 1):
+            for tile in tiles:
+                order += [(head - 1, True, tile)] if head else []
+                order += [(head, False, tile)] if head < config.kv_heads else []
+    return np.concatenate([config.address(layer, head, tile.start, value=value) + 2 * np.arange(len(tile)) for head, value, tile in order])
 
 
 def _f32(x: Any) -> Real:

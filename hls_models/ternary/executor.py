@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.floats import FP32, to_float64
 from lutra.hls_models.streams import pack
-from lutra.hls_models.ternary.attention import KvCache, attend
+from lutra.hls_models.ternary.attention import ADDRESS_BITS, KvCache, attend, read_addresses, write_addresses
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Source, Unit, When
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load
@@ -121,7 +121,8 @@ class Executor:
         if not prompt:
             raise ModelError("prompt must have at least one token")
         if start + len(prompt) > shape.context:
-            raise ModelError(f"prompt must fit the context of {shape.context} tokens, not {start + len(prompt)}; shorten it by {start + len(prompt) - shape.context}")
+            excess = start + len(prompt) - shape.context
+            raise ModelError(f"prompt must fit the context of {shape.context} tokens, not {start + len(prompt)}; shorten it by {excess}")
         bad = [i for i in prompt if not 0 <= i < shape.vocabulary]
         if bad:
             raise ModelError(f"prompt ids must be in 0 … {shape.vocabulary - 1}, not {bad[0]}")
@@ -268,6 +269,12 @@ class Executor:
         self.cache.store(layer, self._pass.position, codes[:, heads:], scales[:, heads:])
         self._values = attend(self.spec.attention, codes[:, :heads], scales[:, :heads], self.cache, layer, self._pass.position)
         lanes, width = self.spec.config.vector_lanes, shape.group * shape.head_dim
+        where = (self.spec.attention, layer, n, self._pass.position)
+        self._emit("kv_write", lambda: self.cache.rows(write_addresses(*where), with_address=True))
+        if self._record:
+            reads = read_addresses(*where)
+            self._emit("kv_read", lambda: pack((reads, ADDRESS_BITS)))
+            self._emit("kv_data", lambda: self.cache.rows(reads))
         self._emit("values", lambda: pack((to_beats(self._values, width, lanes), self.spec.config.format.bits)))
 
     def _table_scores(self, load: Load, codes: NDArray[np.int8]) -> Bits:
