@@ -189,9 +189,7 @@ class CoreBench:
         return run
 
     def _play(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], folder: Path, faults: Sequence[Fault]) -> dict[str, dict[str, Recording]]:
-        writes = {
-            name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()
-        }
+        writes = {name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()}
         files = {f"{name}.hex": hex_image(job.memory or job.program) for name, job in jobs.items()}
         try:
             return self._bench.run(

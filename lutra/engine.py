@@ -86,7 +86,7 @@ def _timing(program: Program, passes: Sequence[PassTimes], prompt_passes: int, s
     stalls: dict[str, dict[str, int]] = {}
     for number, one in enumerate(passes):
         for event in one.events:
-            begin[number, event.index], done[number, event.index] = event.start - start, event.done - start
+            begin[number, event.place], done[number, event.place] = event.start - start, event.done - start
         for unit, (active, worked) in one.activity(program.instructions).items():
             busy[unit.name] = busy.get(unit.name, 0) + worked
             waits = stalls.setdefault(unit.name, {"waiting for data or room": 0})

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import MASTER_SEED
 
 from lutra.cosim.benches import core
 from lutra.cosim.core import CoreBench
@@ -17,7 +18,6 @@ from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import Unit
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.trits import RowLayout, decode_bytes, encode_bytes
-from tests.conftest import MASTER_SEED
 
 SOAK_TOPS = 6  # of two cores each
 

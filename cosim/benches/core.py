@@ -2,6 +2,7 @@
 """Whole cores of random sizes with random models: conversations on the RTL against golden values and cycle model."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Small:
 
 def small(rng: np.random.Generator) -> Small:
     """A core and a model of random small sizes: lanes, tables, heads, groups, activations, non-multiples of every size."""
-    v = int(rng.choice([2, 4]))
+    v: Literal[2, 4] = 4 if rng.integers(2) else 2
     kv_heads, group = int(rng.integers(1, 3)), int(rng.integers(1, 4))
     head_dim = v * int(rng.integers(1, 4))
     shape = ModelShape(
@@ -39,7 +40,7 @@ def small(rng: np.random.Generator) -> Small:
         ffn=v * int(rng.integers(2, 12)),
         vocabulary=int(rng.integers(5, 40)),
         context=int(rng.integers(12, 40)),
-        activation=str(rng.choice(["relu2", "silu"])),
+        activation="silu" if rng.integers(2) else "relu2",
         sub_norms=bool(rng.integers(4)),
         tied=bool(rng.integers(2)),
     )
@@ -76,7 +77,8 @@ def bench(cores: list[Small]) -> CoreBench:
 
 def conversation(one: Small, rng: np.random.Generator) -> Job:
     """Turns that fill the context bit by bit: prompts of any length, a turn that goes back, a stop token."""
-    shape, turns, at = one.spec.shape, [], 0
+    shape, at = one.spec.shape, 0
+    turns: list[Turn] = []
     while at < shape.context - 2 and len(turns) < 4:
         length = int(rng.integers(1, min(11, shape.context - at)))
         count = int(rng.integers(1, 4))

@@ -120,7 +120,10 @@ def _predict(pair_: Pair, case: Case, rng: np.random.Generator, plenty: bool) ->
     idle = 0.0 if plenty else float(rng.choice([0.0, 0.3, 2.0]))
     wait = {"beats": waits(rng, total, idle), "codes": np.zeros(len(case.codes), np.int64)}
     loader, timing = _Loader(weights, wait["beats"]), LinearTiming(config, weights)
-    instr, path, sums, done = [], [], [], []
+    instr: list[int] = []
+    path: list[int] = []
+    sums: list[int] = []
+    done: list[int] = []
     beat, weights_free = 0, 0
     stalls = []
     for i, instruction in enumerate(case.program):
@@ -167,7 +170,7 @@ def check(made: Bench, configs: dict[str, Pair], seed: int, instructions: int = 
         words["weights_instr"] = words["instr"]
         stimuli[name] = {port: Stimulus(words[port], cycles) for port, cycles in wait.items()}
         beats[name] = {port: len(cycles) for port, cycles in exact.items()}
-        expected[name] = words, exact
+        expected[name] = (words, exact)
     last = max(int(cycles.max()) for _, exact in expected.values() for cycles in exact.values())
     recordings = made.run(stimuli=stimuli, ready=ready, beats=beats, max_cycles=last + 200)
     return sum(

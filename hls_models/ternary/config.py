@@ -60,5 +60,7 @@ class CoreConfig(Config):
         if self.beat_bytes < 3 * v:
             raise ValueError(f"beat_bytes must hold one row of vector_lanes x 3 bytes, so at least {3 * v}, not {self.beat_bytes}")
         if self.max_tile_columns % v:
-            raise ValueError(f"max_tile_columns must be a multiple of vector_lanes = {v}, not {self.max_tile_columns}; nearest: {self.max_tile_columns // v * v}")
+            raise ValueError(
+                f"max_tile_columns must be a multiple of vector_lanes = {v}, not {self.max_tile_columns}; nearest: {self.max_tile_columns // v * v}"
+            )
         return self

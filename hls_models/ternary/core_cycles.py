@@ -38,9 +38,9 @@ ID_LATENCY = 1  # token memory: request to id
 
 
 class Event(NamedTuple):
-    """One instruction: its index in the program, the cycle its unit took it, the cycle of its done."""
+    """One instruction: its place in the program, the cycle its unit took it, the cycle of its done."""
 
-    index: int
+    place: int
     start: int
     done: int
 
@@ -72,7 +72,7 @@ class PassTimes:
         active = dict.fromkeys(self.worked, 0)
         seen = dict.fromkeys(self.worked, self.start)
         for event in sorted(self.events, key=lambda event: event.start):
-            unit = instructions[event.index].unit
+            unit = instructions[event.place].unit
             active[unit] += max(event.done + 1 - max(event.start, seen[unit]), 0)
             seen[unit] = max(seen[unit], event.done + 1)
         return {unit: (active[unit], worked) for unit, worked in self.worked.items()}
@@ -196,7 +196,9 @@ class _Pass:
             while loader.remaining:
                 _, delivered = loader.advance()
                 if not len(delivered):
-                    raise ValueError(f"instruction {index}: its rows wait for rows of a later instruction; params_rows and rope_rows must hold a whole instruction's")
+                    raise ValueError(
+                        f"instruction {index}: its rows wait for rows of a later instruction; params_rows and rope_rows must hold a whole instruction's"
+                    )
                 rows.append(delivered)
             cycles = np.concatenate(rows)
             self._record(load.target.name.lower(), cycles)
@@ -267,7 +269,7 @@ class _Pass:
         tiles = -(-f["columns"] // f["tile_columns"])
         taken = vector.take(f, self.tokens, start, params=params, rope=rope).source
         per_tile = f["tile_columns"] // self.spec.vector.lanes * self.tokens
-        opened = taken[:: per_tile][:tiles]
+        opened = taken[::per_tile][:tiles]
         if f["source"] == Source.SUMS:
             source = self._sums(opened)
         elif f["source"] == Source.VALUES:

@@ -165,8 +165,8 @@ def encode(instruction: Instruction) -> int:
 
     Raises ValueError where a field is missing, unknown or does not fit.
     """
-    common = {"unit": instruction.unit, "when": instruction.when, "wait": instruction.wait, "signal": instruction.signal}
-    given = {**common, **instruction.fields}
+    common: dict[str, int] = {"unit": instruction.unit, "when": instruction.when, "wait": instruction.wait, "signal": instruction.signal}
+    given: dict[str, int] = {**common, **instruction.fields}
     word = 0
     for field, offset in _layout(instruction.unit):
         value = int(given.pop(field.name))

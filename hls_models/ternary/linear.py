@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact cycles of the weight path and LINEAR together, as the core connects them; utilisation of the lookup array.
 
-The recurrences are those of ``weights`` and ``tlmm_cycles``; here the ``rows`` stream between the two is resolved: a row whose last beat is taken at h is offered
-from max(h + ``ARRIVAL_CYCLES``, weight path's instruction + 1) + 1 on, one cycle after its read. An instruction whose rows always arrive in time has a schedule that
-depends on its start only: it is computed once and shifted.
+The recurrences are those of ``weights`` and ``tlmm_cycles``; here the ``rows`` stream between the two is resolved: a row whose last beat is taken at h is
+offered from max(h + ``ARRIVAL_CYCLES``, weight path's instruction + 1) + 1 on, one cycle after its read. An instruction whose rows always arrive in time
+has a schedule that depends on its start only: it is computed once and shifted.
 """
 
 from typing import NamedTuple
@@ -56,9 +56,8 @@ class _Walk:
             rows = -(-columns // config.columns)
             chunk = min(instruction.k_blocks, ring_rows // rows)
             if chunk < instruction.k_blocks and self.groups > 1:
-                raise ConfigError(
-                    f"tile_columns: a tile must fit ring_rows = {ring_rows} when tokens > {config.lanes}, {columns} columns take {rows * instruction.k_blocks} rows"
-                )
+                size = f"{columns} columns take {rows * instruction.k_blocks} rows"
+                raise ConfigError(f"tile_columns: a tile must fit ring_rows = {ring_rows} when tokens > {config.lanes}, {size}")
             self.steps += [(tile, rows, kb, min(chunk, instruction.k_blocks - kb)) for kb in range(0, instruction.k_blocks, chunk)]
 
 
@@ -88,10 +87,8 @@ class _Exact:
                     sums.append(self.drain.steady(handed[-1] + config.sum_latency, self.walk.tiles[tile], lanes, ready))
         taken = np.concatenate(handed)
         # Given back one cycle after the last read: a row is read once it is there and the row before has left the ring's output.
-        if self.walk.groups == 1:
-            freed = np.maximum(offered, np.concatenate([[before], taken[:-1]]) + 1)
-        else:
-            freed = taken[-count * rows - 1 : -1] + 1
+        once = self.walk.groups == 1
+        freed = np.maximum(offered, np.concatenate([[before], taken[:-1]]) + 1) if once else taken[-count * rows - 1 : -1] + 1
         return LinearCycles(taken, freed, np.concatenate(sums) if sums else EMPTY)
 
     @property
@@ -115,7 +112,7 @@ class LinearRun:
         self._before = timing._state
         self.finished = False
         self.done = 0
-        """When ``finished``: first cycle in which ``done`` is offered (one after the last sum); LINEAR takes its next instruction one cycle after its handshake."""
+        """When ``finished``: first cycle in which ``done`` is offered, one after the last sum; LINEAR takes an instruction again one after its handshake."""
         self.weights_free = 0
         """When ``finished``: first cycle in which the weight path takes its next instruction."""
 
@@ -129,7 +126,7 @@ class LinearRun:
         return self._walk.steps[self._index][0]
 
     def step(self, arrived: np.ndarray, ready: int = NEVER) -> LinearCycles:
-        """``arrived`` (rows_wanted,): handshakes of the last beats of these rows; ``ready``: cycle from which ``sums`` is accepted without a stall in this tile."""
+        """``arrived`` (rows_wanted,): handshakes of these rows' last beats; ``ready``: cycle from which ``sums`` is accepted without a stall in this tile."""
         offered = np.maximum(np.asarray(arrived, np.int64) + ARRIVAL_CYCLES, self._weights_start + 1) + 1
         result = None
         if self._exact is None:
@@ -205,6 +202,6 @@ class LinearTiming:
 
 
 def utilisation(config: TlmmConfig, instruction: LinearInstruction, k: int, cycles: int) -> float:
-    """Useful multiply-accumulates of the lookup array over what it could do in ``cycles``: N * K * n / (T * G * Q * M * cycles); padding and idle lanes do not count."""
+    """Useful multiply-accumulates over what the array could do in ``cycles``: N * K * n / (T * G * Q * M * cycles); padding and idle lanes do not count."""
     useful = instruction.columns * k * instruction.tokens
     return useful / (config.block * config.columns * config.lanes * cycles)

@@ -4,7 +4,7 @@
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["IDENTITY", "REGISTERS", "VERSION", "RegisterInfo", "Register", "c_header"]
+__all__ = ["IDENTITY", "REGISTERS", "VERSION", "Register", "RegisterInfo", "c_header"]
 
 IDENTITY = int.from_bytes(b"LUTR", "big")
 VERSION = 0x0001_0000

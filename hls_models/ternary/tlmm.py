@@ -20,18 +20,18 @@ LOAD_AHEAD = 3
 class TlmmConfig(Config):
     """Sizes of LINEAR; what follows from them; golden values."""
 
-    group: int = Field(3, ge=2, le=5, description="trits per table lookup, G")
+    group: int = Field(default=3, ge=2, le=5, description="trits per table lookup, G")
     tables: int = Field(ge=1, description="tables, T: T*G activations per k-block")
     columns: int = Field(ge=1, description="matrix columns per clock, Q")
-    lanes: int = Field(1, ge=1, le=16, description="token lanes that share an index, M")
-    vector_lanes: int = Field(4, ge=1, description="sums and codes per beat, V")
-    activation_bits: Literal[4, 8] = Field(8, description="bits of an activation code")
-    half_tables: bool = Field(True, description="tables of values with a non-negative leading trit, and a sign bit in the index")
+    lanes: int = Field(default=1, ge=1, le=16, description="token lanes that share an index, M")
+    vector_lanes: int = Field(default=4, ge=1, description="sums and codes per beat, V")
+    activation_bits: Literal[4, 8] = Field(default=8, description="bits of an activation code")
+    half_tables: bool = Field(default=True, description="tables of values with a non-negative leading trit, and a sign bit in the index")
     max_tokens: int = Field(ge=1, description="rows of activations kept, e.g. the prefill chunk")
     max_k: int = Field(ge=1, description="inputs of the longest matrix, e.g. 384")
     max_tile_columns: int = Field(ge=1, description="columns of the widest tile, e.g. 400")
-    allow_stalls: bool = Field(False, description="accept tiles so narrow that lookups wait for table builds")
-    drain_ram: Literal["block", "distributed"] = Field("distributed", description="memory of finished sums: block RAM or LUT-RAM")
+    allow_stalls: bool = Field(default=False, description="accept tiles so narrow that lookups wait for table builds")
+    drain_ram: Literal["block", "distributed"] = Field(default="distributed", description="memory of finished sums: block RAM or LUT-RAM")
 
     @model_validator(mode="after")
     def _stalls(self) -> "TlmmConfig":

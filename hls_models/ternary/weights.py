@@ -10,7 +10,7 @@ read at a[i] = max(readable[i], x[i-1], instruction + 1), with x[i-1] the handsh
 ``freed`` fires at a + 1, and a beat may use the space from a + 1 on.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -37,9 +37,10 @@ class LinearInstruction(NamedTuple):
 class WeightPathConfig(RowLayout):
     """Sizes of the weight path."""
 
-    half_tables: bool = Field(True, description="indices are a sign and a magnitude")
-    lanes: int = Field(1, ge=1, description="token lanes, M: a tile is read once per M tokens")
+    half_tables: bool = Field(default=True, description="indices are a sign and a magnitude")
+    lanes: int = Field(default=1, ge=1, description="token lanes, M: a tile is read once per M tokens")
     ring_rows: int = Field(ge=2, description="rows that the ring holds, e.g. 512")
+    ring_ram: Literal["block", "ultra"] = Field(default="block", description="memory of the ring: block RAM, or UltraRAM where the device has it")
 
     @property
     def index_bits(self) -> int:

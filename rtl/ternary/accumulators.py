@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.rtl.streams import Gearbox
+from lutra.rtl.ternary.ram import OneReadRam
 from lutra.rtl.ternary.rows import COLUMN_BITS
 
 __all__ = ["Accumulators"]
@@ -54,9 +55,8 @@ class Accumulators(wiring.Component):
         config = self.config
         Q, M, wide = config.columns, config.lanes, config.accumulator_bits
         m.submodules.running = running = Memory(shape=M * Q * wide, depth=config.tile_rows, init=[], attrs={"ram_style": "distributed"})
-        m.submodules.bank = bank = Memory(shape=M * Q * wide, depth=config.tile_rows, init=[], attrs={"ram_style": config.drain_ram})
+        m.submodules.bank = bank = OneReadRam(width=M * Q * wide, depth=config.tile_rows, style=config.drain_ram)
         before, after = running.read_port(domain="comb"), running.write_port()
-        store, fetch = bank.write_port(), bank.read_port()
 
         row, index = Signal(range(config.tile_rows + 1)), Signal(range(config.tile_rows + 1))
         m.d.comb += index.eq(Mux(self.first_row, 0, row))
@@ -73,14 +73,14 @@ class Accumulators(wiring.Component):
             after.addr.eq(index),
             after.data.eq(totals),
             after.en.eq(self.valid & ~self.last_block),
-            store.addr.eq(index),
-            store.data.eq(totals),
-            store.en.eq(self.valid & self.last_block),
+            bank.write_address.eq(index),
+            bank.write_data.eq(totals),
+            bank.write_enable.eq(self.valid & self.last_block),
         ]
-        self._drain(m, store.en, fetch)
+        self._drain(m, bank)
         return m
 
-    def _drain(self, m: Module, stored, fetch):
+    def _drain(self, m: Module, bank: OneReadRam) -> None:
         config = self.config
         Q, M, wide = config.columns, config.lanes, config.accumulator_bits
         m.submodules.gearbox = gearbox = Gearbox(shape=wide, inputs=Q, outputs=config.vector_lanes)
@@ -94,8 +94,8 @@ class Accumulators(wiring.Component):
         m.d.comb += [
             issue.eq(self.draining & (row < written) & (~held | push.ready)),
             last_row.eq(left <= Q),
-            fetch.addr.eq(row),
-            fetch.en.eq(issue),
+            bank.address.eq(row),
+            bank.enable.eq(issue),
         ]
         with m.If(issue | push.ready):
             m.d.sync += held.eq(issue)
@@ -106,12 +106,12 @@ class Accumulators(wiring.Component):
                 m.d.sync += [row.eq(0), left.eq(tile), lane.eq(lane + 1), self.draining.eq(lane != last_lane)]
         with m.If(self.begin):
             m.d.sync += [tile.eq(self.tile), left.eq(self.tile), lane.eq(0), last_lane.eq(self.last_lane), row.eq(0), written.eq(0), self.draining.eq(1)]
-        with m.Elif(stored):
+        with m.Elif(bank.write_enable):
             m.d.sync += written.eq(written + 1)
         with m.Switch(held_lane):
             for i in range(M):
                 with m.Case(i):
-                    m.d.comb += push.payload.items.as_value().eq(fetch.data[i * Q * wide : (i + 1) * Q * wide])
+                    m.d.comb += push.payload.items.as_value().eq(bank.data[i * Q * wide : (i + 1) * Q * wide])
         m.d.comb += [
             push.valid.eq(held),
             self.sums.valid.eq(gearbox.output.valid),

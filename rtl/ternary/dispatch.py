@@ -52,7 +52,13 @@ class Dispatch(wiring.Component):
     def __init__(self, *, depth: int, outstanding: int = 255) -> None:
         self._depth, self._outstanding = depth, outstanding
         self.units = [unit for unit in Unit if unit is not Unit.END]
-        members: dict[str, object] = {"clear": In(1), "grant_token": In(1), "push": In(stream.Signature(dispatched_layout())), "idle": Out(1), "running": Out(len(self.units))}
+        members: dict[str, object] = {
+            "clear": In(1),
+            "grant_token": In(1),
+            "push": In(stream.Signature(dispatched_layout())),
+            "idle": Out(1),
+            "running": Out(len(self.units)),
+        }
         for unit in self.units:
             members[unit.name.lower()] = Out(stream.Signature(unit_layout(unit)))
             members[f"{unit.name.lower()}_done"] = In(stream.Signature(1))
@@ -60,7 +66,7 @@ class Dispatch(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        semaphores = [Signal(SEMAPHORE_BITS, name=f"semaphore_{s.name.lower()}") for s in Semaphore]
+        semaphores = [Signal(SEMAPHORE_BITS, name=f"semaphore_{i}") for i, _ in enumerate(Semaphore)]
         taken = {unit: Signal(8, name=f"taken_{unit.name.lower()}") for unit in self.units}
         signalled = {unit: Signal(8, name=f"signalled_{unit.name.lower()}") for unit in self.units}
         opcode = self.push.payload.word[: COMMON_FIELDS[0].bits]

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.tlmm import LOAD_AHEAD, TlmmConfig
 from lutra.rtl.streams import Gearbox
+from lutra.rtl.ternary.ram import OneReadRam
 from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION
 
 __all__ = ["Activations", "Tables"]
@@ -49,24 +50,26 @@ class Activations(wiring.Component):
         config = self.config
         bits = config.activation_bits
         m.submodules.gearbox = gearbox = Gearbox(shape=bits, inputs=config.vector_lanes, outputs=config.block)
-        m.submodules.buffer = buffer = Memory(shape=config.block * bits, depth=self.depth, init=[], attrs={"ram_style": "block"})
-        write, read = buffer.write_port(), buffer.read_port()
+        m.submodules.buffer = buffer = OneReadRam(width=config.block * bits, depth=self.depth, style="block")
+        write_address = Signal.like(buffer.write_address)
         m.d.comb += [
             gearbox.input.valid.eq(self.codes.valid),
             self.codes.ready.eq(gearbox.input.ready),
             gearbox.input.payload.count.eq(config.vector_lanes),
             gearbox.input.payload.last.eq(self.codes.payload.last),
             gearbox.output.ready.eq(1),
-            write.en.eq(gearbox.output.valid),
-            write.data.eq(gearbox.output.payload.items.as_value()),
-            read.addr.eq(self.address),
+            buffer.write_address.eq(write_address),
+            buffer.write_enable.eq(gearbox.output.valid),
+            buffer.write_data.eq(gearbox.output.payload.items.as_value()),
+            buffer.address.eq(self.address),
+            buffer.enable.eq(1),
         ]
         m.d.comb += [gearbox.input.payload.items[i].eq(self.codes.payload.codes[i][:bits]) for i in range(config.vector_lanes)]
         with m.If(self.rewind):
-            m.d.sync += write.addr.eq(0)
-        with m.Elif(write.en):
-            m.d.sync += write.addr.eq(write.addr + 1)
-        m.d.sync += self.word.eq(read.data)
+            m.d.sync += write_address.eq(0)
+        with m.Elif(gearbox.output.valid):
+            m.d.sync += write_address.eq(write_address + 1)
+        m.d.sync += self.word.eq(buffer.data)
         return m
 
 

@@ -2,7 +2,7 @@
 """LINEAR: table-lookup ternary matrix multiplication."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.tlmm import TlmmConfig
@@ -17,10 +17,11 @@ class Tlmm(wiring.Component):
     """codes (n, K) times ternary rows (N, K): per clock one row, T * Q lookups, for M tokens.
 
     Pipeline of a row accepted at x: index register x + 1, table read registered x + 2, ceil(log2 T) adder levels, with half tables one more for the
-    count of signs, then added and stored at x + ``sum_latency``. ``rows.ready`` comes from registers: a table set is present, and the drain bank is free where the
-    row would overwrite it; the pipeline itself never stalls. Initiation interval 1. ``codes`` is taken at any time (ready falls only for a row's second
-    last word, or where V > T * G) into rows from 0 on; the row counter restarts when an instruction is taken, whose rows must be complete then and stay
-    until its last build. ``sums``: for tile: for token: beats of V columns, zeros past the tile's last column; full back-pressure.
+    count of signs, then added and stored at x + ``sum_latency``. ``rows.ready`` comes from registers: a table set is present, and the drain bank is free
+    where the row would overwrite it; the pipeline itself never stalls. Initiation interval 1. ``codes`` is taken at any time (ready falls only where the
+    last beat of a token completes two words, or where V > T * G) into rows from 0 on; the row counter restarts when an instruction is taken. Its rows must be
+    written by then: at the earliest ceil((T * G - 1 + V) / (T * G)) cycles after the handshake of their last beat; they stay until its last build.
+    ``sums``: for tile: for token: beats of V columns, zeros past the tile's last column; full back-pressure.
     ``done`` is valid from the cycle after the last sum until accepted; ``instr.ready`` from the cycle after that.
     Exact cycles: ``hls_models.ternary.tlmm``.
 

@@ -3,11 +3,11 @@
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.trits import TRITS_PER_BYTE
 from lutra.hls_models.ternary.weights import WeightPathConfig
+from lutra.rtl.ternary.ram import OneReadRam
 from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION, RowWalk
 
 __all__ = ["WeightPath"]
@@ -58,21 +58,22 @@ class WeightPath(wiring.Component):
         m = Module()
         row, valid, taken = self._unpack(m)
         config = self.config
-        m.submodules.ring = ring = Memory(shape=config.row_bits, depth=config.ring_rows, init=[], attrs={"ram_style": "block"})
+        m.submodules.ring = ring = OneReadRam(width=config.row_bits, depth=config.ring_rows, style=config.ring_ram)
         m.submodules.walk = walk = RowWalk(columns=config.columns, lanes=config.lanes)
-        write, read = ring.write_port(), ring.read_port()
-        m.d.comb += [write.data.eq(row), write.en.eq(valid)]
+        m.d.comb += [ring.write_data.eq(row), ring.write_enable.eq(valid)]
 
         def step(pointer):
             return Mux(pointer == config.ring_rows - 1, 0, pointer + 1)
 
+        write_address = Signal.like(ring.write_address)
+        m.d.comb += ring.write_address.eq(write_address)
         with m.If(valid):
-            m.d.sync += write.addr.eq(step(write.addr))
+            m.d.sync += write_address.eq(step(write_address))
 
         counter = range(config.ring_rows + 1)
         unread = Signal(counter)  # rows in the ring from the read pointer on
         played = Signal(counter)  # rows of the tile before the read pointer
-        pointer, tile_base = Signal.like(read.addr), Signal.like(read.addr)
+        pointer, tile_base = Signal.like(ring.address), Signal.like(ring.address)
         move, issue, rewind = Signal(), Signal(), Signal()
         m.d.comb += [
             walk.instruction.eq(self.instr.payload),
@@ -82,9 +83,9 @@ class WeightPath(wiring.Component):
             issue.eq(move & walk.active & (unread != 0)),
             walk.advance.eq(issue),
             rewind.eq(issue & walk.last_row & walk.last_block & ~walk.last_group),
-            read.addr.eq(pointer),
-            read.en.eq(issue),
-            self.rows.payload.eq(read.data),
+            ring.address.eq(pointer),
+            ring.enable.eq(issue),
+            self.rows.payload.eq(ring.data),
         ]
         m.d.sync += unread.eq(unread + valid - issue + Mux(rewind, played + 1, 0))
         with m.If(move):
