@@ -98,8 +98,8 @@ class Turn:
 class CoreRun:
     """What a co-simulation of turns found.
 
-    ``passes`` and ``times``: golden values and predicted cycles of every pass, turn after turn; ``starts``, ``ends``: cycles of the turns' start pulses and of their ends as
-    predicted; ``measured``: clocks from start to end of each turn in the RTL; ``mismatch``: the first difference in time, in words.
+    ``passes`` and ``times``: golden values and predicted cycles of every pass, turn after turn; ``starts``, ``ends``: cycles of the turns' start pulses and
+    of their ends as predicted; ``measured``: clocks from start to end of each turn in the RTL; ``mismatch``: the first difference in time, in words.
     """
 
     tokens: list[int] = field(default_factory=list)

@@ -45,7 +45,7 @@ class CoreConfig(Config):
     @property
     def row_beats(self) -> int:
         """Memory beats of one weight row: T*Q*G trits, five to a byte, padded to whole beats."""
-        return -(-(-(-self.tables * self.columns * self.group // 5)) // self.beat_bytes)
+        return -(-self.tables * self.columns * self.group // (5 * self.beat_bytes))
 
     @property
     def params_rows_per_beat(self) -> int:

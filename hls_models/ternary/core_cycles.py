@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact cycles of the whole core: the units' cycle models, joined as dispatch, semaphores and streams join the RTL.
 
-Sequencer (states of rtl/ternary/sequencer.py): SETUP at s, then FETCH and DISPATCH per instruction; an instruction is pushed in its DISPATCH cycle d once its queue
-holds fewer than ``queue`` items, the next DISPATCH is d + 2. A queue offers an item from d + 1. A semaphore signalled by a done in t counts from t + 1. END's DISPATCH e is
-followed by DRAIN until, from e + 1 on, every unit's running counter is zero (one clock after its last done); NEXT and SETUP follow.
+Sequencer (states of rtl/ternary/sequencer.py): SETUP at s, then FETCH and DISPATCH per instruction. An instruction is pushed in its DISPATCH cycle d once
+its queue holds fewer than ``queue`` items; the next DISPATCH is d + 2, and the queue offers it from d + 1. A semaphore signalled by a done in t counts from t + 1.
+END's DISPATCH e is followed by DRAIN until, from e + 1 on, every unit's running counter is zero (one clock after its last done); NEXT and SETUP follow.
 Boot: BOOT_READ and BOOT_STORE take memory latency + 1 clocks per beat.
 
-Instructions are evaluated in program order. What a later instruction decides about an earlier one (VECTOR opens the tiles that LINEAR drains into, and LINEAR frees
-the rows that LOADER waits for) is joined when the later one is reached; nothing depends on anything further ahead.
+Instructions are evaluated in program order. What a later instruction decides about an earlier one (VECTOR opens the tiles that LINEAR drains into, and LINEAR
+frees the rows that LOADER waits for) is joined when the later one is reached; nothing depends on anything further ahead.
 """
 
 from collections import defaultdict, deque
