@@ -57,7 +57,7 @@ def bench() -> Bench:
     built = Bench("vector")
     for i, config in enumerate(CONFIGS):
         built.add(f"c{i}", VectorUnit(config))
-    built.build()
+    built.build(optimization="-O0")
     return built
 
 

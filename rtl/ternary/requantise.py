@@ -18,7 +18,7 @@ from lutra.rtl.ternary.vector_datapath import delay
 __all__ = ["Codes", "Dividers", "Scaler", "codes_layout"]
 
 GROUP = data.StructLayout({"inverse": FP32.bits, "scale": FP32.bits})
-DIVISION = FloatDivSqrt().operands.payload.shape()
+DIVISION = data.StructLayout({"a": FP32.bits, "b": FP32.bits, "root": 1})
 
 
 def codes_layout(config: VectorConfig) -> data.StructLayout:
