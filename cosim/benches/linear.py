@@ -109,7 +109,7 @@ class _Loader:
         return np.array(self.beats[per_row - 1 :: per_row][-count:], np.int64)
 
 
-def _predict(pair_: Pair, case: Case, rng: np.random.Generator, plenty: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _predict(pair_: Pair, case: Case, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(earliest cycles of the inputs, ready traces, handshakes of every port)."""
     config, weights = pair_
     rows = [
@@ -117,8 +117,7 @@ def _predict(pair_: Pair, case: Case, rng: np.random.Generator, plenty: bool) ->
         for instruction, matrix in zip(case.program, case.matrices, strict=True)
     ]
     total = sum(rows) * weights.row_beats
-    idle = 0.0 if plenty else float(rng.choice([0.0, 0.3, 2.0]))
-    wait = {"beats": waits(rng, total, idle), "codes": np.zeros(len(case.codes), np.int64)}
+    wait = {"beats": waits(rng, total, float(rng.choice([0.0, 0.3, 2.0]))), "codes": np.zeros(len(case.codes), np.int64)}
     loader, timing = _Loader(weights, wait["beats"]), LinearTiming(config, weights)
     instr: list[int] = []
     path: list[int] = []
@@ -131,16 +130,14 @@ def _predict(pair_: Pair, case: Case, rng: np.random.Generator, plenty: bool) ->
         wait["codes"][beat : beat + case.code_beats[i]] = begin
         beat += case.code_beats[i]
         start = int(codes_handshakes(config, wait["codes"][:beat], case.last[:beat])[-1]) + config.vector_lanes + 1 + int(rng.integers(0, 5))
-        if plenty:
-            start += rows[i] * weights.row_beats
         instr.append(start)
-        path.append(max(weights_free, start + (0 if plenty else int(rng.integers(-10, 10)))))
+        path.append(max(weights_free, start + int(rng.integers(-10, 10))))
         run = timing.begin(instruction, start, path[-1])
         tile, ready = -1, NEVER
         while not run.finished:
             if run.tile != tile:
                 tile, last = run.tile, sums[-1] if sums else -1
-                ready = last + 1 + (0 if plenty else int(rng.choice([0, 0, 1, 30, 300])))
+                ready = last + 1 + int(rng.choice([0, 0, 1, 30, 300]))
                 stalls.append((last + 1, ready))
             step = run.step(loader.next_rows(run.rows_wanted), ready)
             loader.freed += step.freed.tolist()
@@ -152,8 +149,8 @@ def _predict(pair_: Pair, case: Case, rng: np.random.Generator, plenty: bool) ->
         trace[first:stop] = False
     wait |= {"instr": np.array(instr), "weights_instr": np.array(path)}
     exact = {"beats": loader.beats, "freed": loader.freed, "sums": sums, "done": done, "instr": instr, "weights_instr": path}
-    exact["codes"] = codes_handshakes(config, wait["codes"], case.last)
-    return wait, {"sums": trace}, {port: np.asarray(cycles, np.int64) for port, cycles in exact.items()}
+    codes = {"codes": codes_handshakes(config, wait["codes"], case.last)}
+    return wait, {"sums": trace}, {port: np.array(cycles, np.int64) for port, cycles in exact.items()} | codes
 
 
 def check(made: Bench, configs: dict[str, Pair], seed: int, instructions: int = 3) -> int:
@@ -163,7 +160,7 @@ def check(made: Bench, configs: dict[str, Pair], seed: int, instructions: int = 
     ready, beats, expected = {}, {}, {}
     for name, (config, weights) in configs.items():
         case = Case(config, rng, instructions, weights.ring_rows)
-        wait, ready[name], exact = _predict((config, weights), case, rng, plenty=False)
+        wait, ready[name], exact = _predict((config, weights), case, rng)
         words = case.words()
         stored = [pack_matrix(matrix, weights, instruction.tile_columns) for instruction, matrix in zip(case.program, case.matrices, strict=True)]
         words["beats"] = streams.pack((np.concatenate(stored).reshape(-1, weights.beat_bytes), 8))

@@ -56,7 +56,8 @@ class Drain:
     def traced(self, written: np.ndarray, tile: int, lanes: int, ready: Ready) -> list[int]:
         """Beats of a group whose rows were stored at ``written``, into a sink with a ready trace; one step per beat."""
         pattern = _pattern(self.config.columns, self.config.vector_lanes, tile, lanes)
-        stored, beats, first = written.tolist() * lanes, [], self.left
+        stored, first = written.tolist() * lanes, self.left
+        beats: list[int] = []
         for i, before in enumerate(pattern.before.tolist()):
             self.read = max(stored[i] + 1, self.taken)
             self.taken = max(stored[i] + 2, self.taken + 1, beats[before - 1] if before else first)
