@@ -10,10 +10,25 @@ from amaranth.utils import bits_for, ceil_log2
 
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig
 
-__all__ = ["TABLE_DEPTH", "ItemWalker", "counter", "delay", "item_layout", "kv_write_layout", "qkv_layout", "row_address", "row_layout", "setup_layout"]
+__all__ = [
+    "SHALLOW",
+    "TABLE_DEPTH",
+    "ItemWalker",
+    "counter",
+    "delay",
+    "item_layout",
+    "kv_write_layout",
+    "qkv_layout",
+    "row_address",
+    "row_layout",
+    "setup_layout",
+]
 
 # Items between the softmax (which numbers them) and the output: STORED_ITEMS = 4 whose weights are kept, 2 whose products are, 1 in the output stage.
 TABLE_DEPTH = 8
+
+# A key or value tile is wide and shallow: in block RAM it would fill an eighth of what it takes.
+SHALLOW = {"ram_style": "distributed"}
 
 
 def row_layout(config: AttentionConfig) -> data.StructLayout:

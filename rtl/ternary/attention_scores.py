@@ -11,7 +11,7 @@ from lutra.hls_models.floats import FLOAT_LATENCY, FP32
 from lutra.hls_models.ternary.attention import AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatMul, IntToFloat, greater
-from lutra.rtl.ternary.attention_items import counter, delay, item_layout, row_address, row_layout
+from lutra.rtl.ternary.attention_items import SHALLOW, counter, delay, item_layout, row_address, row_layout
 
 __all__ = ["Scores", "maximum_layout"]
 
@@ -69,8 +69,8 @@ class Scores(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, item = self.config, self.items.payload
-        m.submodules.queries = queries = Memory(shape=row_layout(config), depth=1 << len(self.q_address), init=[])
-        m.submodules.keys = keys = Memory(shape=row_layout(config), depth=2 << len(self.index), init=[])
+        m.submodules.queries = queries = Memory(shape=row_layout(config), depth=1 << len(self.q_address), init=[], attrs=SHALLOW)
+        m.submodules.keys = keys = Memory(shape=row_layout(config), depth=2 << len(self.index), init=[], attrs=SHALLOW)
         store_query, read_query = queries.write_port(), queries.read_port(domain="comb")
         store_key, read_key = keys.write_port(), keys.read_port(domain="comb")
 

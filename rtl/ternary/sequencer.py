@@ -66,7 +66,7 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         beats = -(-INSTRUCTION_BITS // (8 * self._beat_bytes))
-        m.submodules.program = program = memory.Memory(shape=INSTRUCTION_BITS, depth=self._words, init=[])
+        m.submodules.program = program = memory.Memory(shape=INSTRUCTION_BITS, depth=self._words, init=[], attrs={"ram_style": "distributed"})
         store, fetch = program.write_port(), program.read_port()
         pc = Signal(range(self._words))
         address = Signal(32)

@@ -13,11 +13,12 @@ from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION, RowWalk
 __all__ = ["WeightPath"]
 
 
-def _digits(byte: Value) -> Value:
+def _digits(m: Module, byte: Value, name: str) -> Value:
     """The five trits t = w + 1 of a code byte, two bits each: the top of three times the fraction, five times."""
     out, rest = [], byte
-    for _ in range(TRITS_PER_BYTE):
-        product = ((rest << 1) + rest)[:10]
+    for i in range(TRITS_PER_BYTE):
+        product = Signal(10, name=f"{name}_{i}")  # named, or its text would double with every step
+        m.d.comb += product.eq((rest << 1) + rest)
         out.append(product[8:10])
         rest = product[:8]
     return Cat(out)
@@ -123,22 +124,22 @@ class WeightPath(wiring.Component):
             m.d.sync += stored.eq(Cat(stored, self.beats.payload)[8 * config.beat_bytes :])
         used_bytes = -(-config.row_trits // TRITS_PER_BYTE)  # beat padding is not unpacked
         digits = Signal(2 * TRITS_PER_BYTE * used_bytes, reset_less=True)
-        m.d.sync += digits.eq(Cat(_digits(stored[8 * i : 8 * i + 8]) for i in range(used_bytes)))
+        m.d.sync += digits.eq(Cat(_digits(m, stored[8 * i : 8 * i + 8], f"byte{i}") for i in range(used_bytes)))
         indices = Signal(config.row_bits, reset_less=True)
         size = 2 * config.group
-        m.d.sync += indices.eq(Cat(self._index(digits[i * size : (i + 1) * size]) for i in range(config.tables * config.columns)))
+        m.d.sync += indices.eq(Cat(self._index(m, digits[i * size : (i + 1) * size], f"group{i}") for i in range(config.tables * config.columns)))
         valid = Signal(3)
         m.d.sync += valid.eq(Cat(taken, valid)[:3])
         return indices, valid[2], taken
 
-    def _index(self, digits: Value) -> Value:
+    def _index(self, m: Module, digits: Value, name: str) -> Value:
         """Index of a group of digits t = w + 1, two bits each, most significant digit first."""
         config = self.config
-        value = Const(0, 1)
-        for g in range(config.group):
-            value = (value * 3 + digits[2 * g : 2 * g + 2])[: (3 ** (g + 1) - 1).bit_length()]
+        value = Signal(range(3**config.group), name=name)
+        weights = [3 ** (config.group - 1 - g) for g in range(config.group)]
+        m.d.comb += value.eq(sum((digits[2 * g : 2 * g + 2] * weight for g, weight in enumerate(weights)), Const(0, 1)))
         if not config.half_tables:
-            return value[: config.index_bits]
+            return value
         largest = (3**config.group - 1) // 2
         negative = value < largest
         magnitude = Mux(negative, largest - value, value - largest)[: config.index_bits - 1]
