@@ -25,44 +25,55 @@ from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.registers import Register
 from lutra.rtl.ternary.system import OnChipSystem
 
-__all__ = ["CoreBench", "CoreRun", "Job", "Turn", "hex_image"]
+__all__ = ["CoreBench", "CoreRun", "HostedSystem", "Job", "Turn", "hex_image"]
 
 MARGIN = 20_000
 """Cycles beyond the predicted end after which a simulation that has not ended is stopped."""
 
-WRITE = data.StructLayout({"address": 6, "data": 32})
+ACCESS = data.StructLayout({"address": 6, "data": 32, "read": 1, "urgent": 1})
+"""What the host does to a register; urgent: even while the core is busy."""
 
 
 class HostedSystem(wiring.Component):
-    """An ``OnChipSystem`` whose register bus is fed by a stream, so that a bench's player can be the host.
+    """An ``OnChipSystem`` whose register bus is driven by streams, so that a bench can be the host.
 
     Members
     -------
-    writes : ``In(stream)`` of register writes, one per clock, held back while the core is busy.
+    host : ``In(stream)`` of register accesses, one per clock, held back while the core is busy unless they are urgent.
+    read : ``Out(stream)`` of what was read, a clock after the access; never waits.
     token : ``Out(stream)`` of chosen ids. ``finished`` : ``Out(stream)``, one beat per run, two clocks after ``busy`` fell.
     """
 
     def __init__(self, system: OnChipSystem) -> None:
         self._system = system
-        super().__init__({"writes": In(stream.Signature(WRITE)), "token": Out(stream.Signature(20)), "finished": Out(stream.Signature(1))})
+        super().__init__(
+            {
+                "host": In(stream.Signature(ACCESS)),
+                "read": Out(stream.Signature(32)),
+                "token": Out(stream.Signature(20)),
+                "finished": Out(stream.Signature(1)),
+            }
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.system = system = self._system
         started, was_busy = Signal(), Signal()
         # A start takes effect two clocks after its write: hold the host back from then on.
-        write = self.writes.valid & self.writes.ready
-        starting = write & (self.writes.payload.address == Register.CONTROL) & self.writes.payload.data[0]
-        m.d.sync += [was_busy.eq(system.busy), self.finished.valid.eq(was_busy & ~system.busy)]
+        access, taken = self.host.payload, self.host.valid & self.host.ready
+        write = taken & ~access.read
+        starting = write & (access.address == Register.CONTROL) & access.data[0]
+        m.d.sync += [was_busy.eq(system.busy), self.finished.valid.eq(was_busy & ~system.busy), self.read.valid.eq(taken & access.read)]
         with m.If(starting):
             m.d.sync += started.eq(1)
         with m.Elif(was_busy & ~system.busy):
             m.d.sync += started.eq(0)
         m.d.comb += [
-            self.writes.ready.eq(~started),
-            system.bus.address.eq(self.writes.payload.address),
+            self.host.ready.eq(~started | access.urgent),
+            self.read.payload.eq(system.bus.read_data),
+            system.bus.address.eq(access.address),
             system.bus.write.eq(write),
-            system.bus.write_data.eq(self.writes.payload.data),
+            system.bus.write_data.eq(access.data),
         ]
         wiring.connect(m, system.token, wiring.flipped(self.token))
         return m
@@ -193,7 +204,7 @@ class CoreBench:
         files = {f"{name}.hex": hex_image(job.memory or job.program) for name, job in jobs.items()}
         try:
             return self._bench.run(
-                stimuli={name: {"writes": Stimulus(words)} for name, words in writes.items()},
+                stimuli={name: {"host": Stimulus(words)} for name, words in writes.items()},
                 beats={name: {"token": len(run.chosen), "finished": len(run.ends)} for name, run in runs.items()},
                 files=files | {f"{next(iter(jobs))}.token.live": b""},
                 faults=faults,
