@@ -67,10 +67,10 @@ def configurations(seed: int, count: int = 11) -> dict[str, Pair]:
     full = TlmmConfig(group=3, tables=4, columns=4, lanes=4, vector_lanes=4, max_tokens=32, max_k=192, max_tile_columns=128)
     chosen = [pair(full, 16, 16 * 32 * 2)]
     for i in range(count):
-        lanes, columns = i % 4 + 1, int(rng.integers(1, 7))
+        lanes, columns = i % 4 + 1, int(rng.integers(1, 6))
         config = TlmmConfig(
             group=int(rng.choice([2, 3, 3, 4, 5])),
-            tables=int(rng.integers(1, 5)),
+            tables=int(rng.integers(1, 4)),
             columns=columns,
             lanes=lanes,
             vector_lanes=int(rng.choice([1, 2, 4, 8])),

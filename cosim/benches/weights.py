@@ -20,14 +20,14 @@ def configurations(seed: int, count: int = 10) -> dict[str, WeightPathConfig]:
     rng = np.random.default_rng(seed)
     chosen = [
         WeightPathConfig(group=2, tables=1, columns=1, beat_bytes=1, half_tables=True, lanes=1, ring_rows=2),
-        WeightPathConfig(group=3, tables=6, columns=10, beat_bytes=4, half_tables=True, lanes=2, ring_rows=60),
+        WeightPathConfig(group=3, tables=4, columns=6, beat_bytes=4, half_tables=True, lanes=2, ring_rows=60),
     ]
     for _ in range(count):
         chosen.append(
             WeightPathConfig(
                 group=int(rng.integers(2, 6)),
-                tables=int(rng.integers(1, 7)),
-                columns=int(rng.integers(1, 9)),
+                tables=int(rng.integers(1, 5)),
+                columns=int(rng.integers(1, 6)),
                 beat_bytes=int(rng.integers(1, 25)),
                 half_tables=bool(rng.integers(2)),
                 lanes=int(rng.integers(1, 5)),
