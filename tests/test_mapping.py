@@ -168,6 +168,7 @@ class Machine:
         self.held: Counter[LoadTarget] = Counter()
         self.semaphores = Counter({Semaphore.TOKEN: 1})
         self.values, self.offered = 0, 0  # tiles that ATTEND has ready, tiles of sums that LINEAR offers
+        self.stored = 0  # passes whose queries, keys and values ATTEND has
         self.hidden, self.heads = shape.hidden // core.vector_lanes, shape.kv_heads
         self.row_beats = core.row_beats
 
@@ -252,12 +253,12 @@ class Machine:
             yield True
         if f["operation"] == Operation.ROPE:
             yield from self.take(LoadTarget.ROPE, self.n * f["group_columns"] // v)
-            self.semaphores[Semaphore.QKV] += 1
+            self.stored += 1
 
     def attend(self, f: dict[str, int]) -> Iterator[bool]:
-        while not self.semaphores[Semaphore.QKV]:
+        while not self.stored:
             yield False
-        self.semaphores[Semaphore.QKV] -= 1
+        self.stored -= 1
         for _ in range(self.heads):
             self.values += 1
             yield True

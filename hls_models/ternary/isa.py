@@ -51,9 +51,8 @@ class Semaphore(IntFlag):
     """Counters between units; an instruction waits for and signals any set of them."""
 
     CODES = 1  # VECTOR -> LINEAR: int8 activations of the pass are stored
-    QKV = 2  # VECTOR -> ATTEND: queries, keys and values of the pass are stored
-    FINAL = 4  # VECTOR -> HEAD: normalised codes of the last token are stored
-    TOKEN = 8  # HEAD -> LOADER: the token that the next pass embeds is known
+    FINAL = 2  # VECTOR -> HEAD: normalised codes of the last token are stored
+    TOKEN = 4  # HEAD -> LOADER: the token that the next pass embeds is known
 
 
 class LoadTarget(IntEnum):
