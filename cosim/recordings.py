@@ -158,6 +158,7 @@ def compare(name: str, expected_payloads: ArrayLike | None, expected_cycles: Arr
     for wanted, what in ((payloads, "golden"), (cycles, "predicted")):
         if wanted is not None and len(wanted) != len(recording):
             after = f", the last at cycle {recording.cycles[-1]}" if len(recording) else ""
-            at = int(cycles[count]) if cycles is not None and len(cycles) > count else int(recording.cycles[min(count, len(recording) - 1)]) if len(recording) else 0
+            beyond = cycles if cycles is not None and len(cycles) > count else recording.cycles
+            at = int(beyond[min(count, len(beyond) - 1)]) if len(beyond) else 0
             raise MismatchError(f"{name}[{first + count}]: {len(recording)} beats recorded{after}, {len(wanted)} {what}", at)
     return 0 if payloads is None else payloads.size

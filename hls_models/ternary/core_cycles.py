@@ -2,7 +2,7 @@
 """Exact cycles of the whole core: the units' cycle models, joined as dispatch, semaphores and streams join the RTL.
 
 Sequencer (states of rtl/ternary/sequencer.py): SETUP at s, then FETCH and DISPATCH per instruction. An instruction is pushed in its DISPATCH cycle d once
-its queue holds fewer than ``queue`` items; the next DISPATCH is d + 2, and the queue offers it from d + 1. A semaphore signalled by a done in t counts from t + 1.
+its queue holds fewer than ``queue`` items; the next DISPATCH is d + 2, and the queue offers it from d + 1. A semaphore signalled in t counts from t + 1.
 END's DISPATCH e is followed by DRAIN until, from e + 1 on, every unit's running counter is zero (one clock after its last done); NEXT and SETUP follow.
 Boot: BOOT_READ and BOOT_STORE take memory latency + 1 clocks per beat.
 
