@@ -46,7 +46,7 @@ format: $(STAMP) ## ruff's formatting and safe mends
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## simulation and model speeds
+bench: $(STAMP) ## simulation and model speeds, RAM blocks; kept in docs/results/
 	$(BIN)/python -m benchmarks
 
 clean: ## virtual environment and tool caches

@@ -3,6 +3,7 @@
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,7 +111,8 @@ class CoreRun:
     """What a co-simulation of turns found.
 
     ``passes`` and ``times``: golden values and predicted cycles of every pass, turn after turn; ``starts``, ``ends``: cycles of the turns' start pulses and
-    of their ends as predicted; ``measured``: clocks from start to end of each turn in the RTL; ``mismatch``: the first difference in time, in words.
+    of their ends as predicted; ``measured``: clocks from start to end of each turn in the RTL; ``mismatch``: the first difference in time, in words;
+    ``seconds``: wall-clock time of the simulator's process, start-up and recordings included.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -122,6 +124,7 @@ class CoreRun:
     words_compared: int = 0
     words_mismatched: int = 0
     mismatch: str | None = None
+    seconds: float = 0.0
 
     @property
     def chosen(self) -> NDArray[np.uint32]:
@@ -177,9 +180,12 @@ class CoreBench:
         with tempfile.TemporaryDirectory(prefix="lutra-core-") as scratch:
             place = folder or Path(scratch)
             with _tail(place / f"{first}.token.out", on_token):
+                begin = time.perf_counter()
                 recorded = self._play(jobs, runs, place, faults)
+                seconds = time.perf_counter() - begin
         for name, run in runs.items():
             ports = recorded[name]
+            run.seconds = seconds
             run.tokens = [int(word) for word in ports["token"].payloads[:, 0]]
             run.measured = [int(cycle) - 1 - start for cycle, start in zip(ports["finished"].cycles, run.starts, strict=False)]
             _compare(run, ports)
