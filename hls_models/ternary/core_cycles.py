@@ -13,12 +13,13 @@ frees the rows that LOADER waits for) is joined when the later one is reached; n
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.hls_models.streams import Ready, handshakes
+from lutra.hls_models.streams import Ready
 from lutra.hls_models.ternary.attention_cycles import AttentionTimes, AttentionTiming
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.executor import plan_passes
@@ -27,6 +28,7 @@ from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, Loa
 from lutra.hls_models.ternary.linear import LinearTiming
 from lutra.hls_models.ternary.loader import Load, LoaderTiming
 from lutra.hls_models.ternary.program import Program
+from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.tlmm_cycles import codes_handshakes
 from lutra.hls_models.ternary.vector_cycles import VectorTiming
 from lutra.hls_models.ternary.weights import LinearInstruction
@@ -96,6 +98,7 @@ class CoreTiming:
         self._attention = AttentionTiming(spec.attention, latency=2)
         self._head = HeadTiming(spec.head)
         self._free = dict.fromkeys((Unit.LINEAR, Unit.VECTOR, Unit.ATTEND), 0)
+        self._loads = {index: _load_of(one) for index, one in enumerate(program.instructions) if one.unit is Unit.LOADER}
         self._booted = False
         self.now = 0
         """Cycle in which the sequencer is IDLE or, between passes, in SETUP."""
@@ -118,6 +121,18 @@ class CoreTiming:
         done = _Pass(self, tokens, position, last).run()
         self.now = done.end
         return done
+
+
+def _load_of(instruction: Instruction) -> Load:
+    f = instruction.fields
+    return Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"])
+
+
+@lru_cache(maxsize=256)
+def _spans(config: TlmmConfig, beats: int, tokens: int) -> tuple[Cycles, NDArray[np.bool_]]:
+    """When LINEAR's activation buffer takes codes that are offered at once, and which are a token's last."""
+    last = np.arange(1, beats + 1) % (beats // tokens) == 0
+    return codes_handshakes(config, np.zeros(beats, np.int64), last), last
 
 
 class _Pass:
@@ -185,8 +200,8 @@ class _Pass:
     # LOADER
 
     def _load(self, index: int, instruction: Instruction, offered: int) -> None:
-        f, loader = instruction.fields, self.core._loader
-        load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], self.tokens, self.position)
+        loader = self.core._loader
+        load = self.core._loads[index]._replace(tokens=self.tokens, position=self.position)
         start = loader.start(load, self._granted(instruction, offered))
         self.pops[Unit.LOADER].append(start)
         self.loads.append((index, start))
@@ -266,16 +281,13 @@ class _Pass:
         self.pops[Unit.VECTOR].append(start)
         params = self.params.popleft()
         rope = self.rope if f["operation"] == Operation.ROPE else np.zeros(0, np.int64)
-        tiles = -(-f["columns"] // f["tile_columns"])
-        taken = vector.take(f, self.tokens, start, params=params, rope=rope).source
-        per_tile = f["tile_columns"] // self.spec.vector.lanes * self.tokens
-        opened = taken[::per_tile][:tiles]
+        opened = vector.opens(f, start, params=params, rope=rope)[1] + 1  # the first beat follows by a clock
         if f["source"] == Source.SUMS:
             source = self._sums(opened)
         elif f["source"] == Source.VALUES:
             source = self._values(int(opened[0]))
         else:
-            _, source = core._loader.deliver(lambda offers: self._accept(offers, int(opened[0])))
+            _, source = core._loader.stream(int(opened[0]))
             self._record("embed", source)
             self._loaded()
         times = vector.instruction(f, self.tokens, start, params=params, source=source, rope=rope)
@@ -289,26 +301,18 @@ class _Pass:
         self.times.worked[Unit.VECTOR] += len(source) + len(times.codes)
         self._record("codes", times.codes)
         self._ended(index, start, times.done)
-        self._accepted = -1
-
-    _accepted = -1
-
-    def _accept(self, offers: Cycles, opened: int) -> Cycles:
-        taken = handshakes(offers, start=max(opened, self._accepted + 1))
-        self._accepted = int(taken[-1])
-        return taken
 
     def _into_linear(self, f: dict[str, int], start: int, params: Cycles, source: Cycles, rope: Cycles, times):  # type: ignore[no-untyped-def]
         """LINEAR's activation buffer takes a clock more where a token's last codes fill one row and begin another."""
-        per_token = len(times.codes) // self.tokens
-        last = np.arange(1, len(times.codes) + 1) % per_token == 0
+        spans, last = _spans(self.spec.tlmm, len(times.codes), self.tokens)
+        if not len(stalls := np.flatnonzero(np.diff(spans) > 1)):
+            return times
         for _ in range(8):
             taken = codes_handshakes(self.spec.tlmm, times.codes, last)
             if np.array_equal(taken, times.codes):
                 return times
             trace = np.ones(int(taken[-1]) + 2, bool)
-            spans = codes_handshakes(self.spec.tlmm, np.zeros(len(last), np.int64), last)
-            for i in np.flatnonzero(np.diff(spans) > 1):
+            for i in stalls:
                 trace[int(taken[i]) + 1 : int(taken[i]) + int(spans[i + 1] - spans[i])] = False
             times = self.core._vector.instruction(f, self.tokens, start, params=params, source=source, rope=rope, codes_ready=Ready(trace))
         raise ValueError("VECTOR and LINEAR's activation buffer do not settle")
@@ -339,8 +343,7 @@ class _Pass:
         head, loader = self.core._head, self.core._loader
         start = head.start(self._granted(instruction, offered))
         self.pops[Unit.HEAD].append(start)
-        self._accepted = start
-        _, rows = loader.deliver(lambda offers: self._accept(offers, start + 1))
+        _, rows = loader.stream(start + 1)
         self._loaded()
         token, done = head.finish(instruction.fields["vocabulary"], int(rows[-1]))
         self.times.token = token

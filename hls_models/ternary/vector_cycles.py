@@ -135,23 +135,29 @@ class VectorTiming:
         """Rows of ``rope`` that an instruction takes."""
         return tokens * self.config.head_dim // self.config.lanes if fields["operation"] == Operation.ROPE else 0
 
-    def take(self, fields: dict[str, int], tokens: int, start: int, *, params: ArrayLike, source: ArrayLike = 0, rope: ArrayLike = ()) -> Taken:
-        """The first half of ``instruction``: up to z."""
-        config, lat = self.config, self.latencies
+    def opens(self, fields: dict[str, int], start: int, *, params: ArrayLike, rope: ArrayLike = ()) -> tuple[Cycles, Cycles]:
+        """(cycles in which the header's rows are popped, cycles in which the tiles open but for the tile before)."""
+        config = self.config
         rows = np.asarray(params, np.int64)
-        gated = int(fields["operation"] == Operation.GATE)
-        header, v = config.header_rows, config.lanes
-        two = 2 * np.arange(header)
-        popped = two + np.maximum.accumulate(np.maximum(rows[:header], start) + 1 - two)
-
-        row_beats = fields["columns"] // v
-        tile_beats = min(fields["tile_columns"] // v, row_beats)
-        ends = np.minimum(np.arange(tile_beats, row_beats + tile_beats, tile_beats), row_beats)
-        opened = np.full(len(ends), int(popped[-1]) + 2, np.int64)
+        two = 2 * np.arange(config.header_rows)
+        popped = two + np.maximum.accumulate(np.maximum(rows[: len(two)], start) + 1 - two)
+        row_beats = fields["columns"] // config.lanes
+        tile_beats = min(fields["tile_columns"] // config.lanes, row_beats)
+        opened = np.full(-(-row_beats // tile_beats), int(popped[-1]) + 2, np.int64)
         if fields["norm"]:
-            opened = np.maximum(opened, rows[header + (ends >> gated) - 1] + 1)
+            ends = np.minimum(tile_beats * np.arange(1, len(opened) + 1), row_beats) >> int(fields["operation"] == Operation.GATE)
+            opened = np.maximum(opened, rows[len(two) + ends - 1] + 1)
         if fields["operation"] == Operation.ROPE:
             opened[0] = max(opened[0], int(np.asarray(rope, np.int64)[-1]) + 1)
+        return popped, opened
+
+    def take(self, fields: dict[str, int], tokens: int, start: int, *, params: ArrayLike, source: ArrayLike = 0, rope: ArrayLike = ()) -> Taken:
+        """The first half of ``instruction``: up to z."""
+        lat, v = self.latencies, self.config.lanes
+        gated = int(fields["operation"] == Operation.GATE)
+        popped, opened = self.opens(fields, start, params=params, rope=rope)
+        row_beats = fields["columns"] // v
+        tile_beats = min(fields["tile_columns"] // v, row_beats)
 
         # One clock per beat, one more between tiles: without these the handshakes are a running maximum.
         index = np.arange(tokens * row_beats)
