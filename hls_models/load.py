@@ -7,6 +7,7 @@ in exponent form (``250e6``) are numbers here, which YAML 1.1 would leave text. 
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -114,7 +115,7 @@ _Loader.add_constructor("!exponent", _exponent)
 
 
 def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], seen: set[int], source: str) -> None:
-    """Records the line of every key and item in ``lines``; refuses duplicate keys, keys that are no text, and aliases."""
+    """Records the line of every key and item in ``lines``; refuses duplicate keys, keys that are no text, aliases, infinities and NaN."""
     lines.setdefault(place, node.start_mark.line + 1)
     if id(node) in seen:
         raise ConfigError(f"{source}:{lines[place]}: {_dotted(place)}: aliases (*name) are not allowed in a configuration, write the value out")
@@ -129,6 +130,9 @@ def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], seen: set[int]
                 raise ConfigError(f"{source}:{line}: {_dotted(here)}: key must appear once, it stands at line {lines[here]} already")
             lines[here] = line
             _walk(value, here, lines, seen, source)
+    elif isinstance(node, yaml.ScalarNode) and node.tag in ("tag:yaml.org,2002:float", "!exponent"):
+        if not math.isfinite(_Loader("").construct_object(node)):
+            raise ConfigError(f"{source}:{lines[place]}: {_dotted(place)}: must be a finite number, not {node.value}")
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             _walk(value, (*place, position), lines, seen, source)

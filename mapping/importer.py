@@ -20,6 +20,8 @@ from lutra.mapping.safetensors_file import FLOATS, Checkpoint, Tensor
 
 __all__ = ["load", "pack_rows", "unpack_rows"]
 
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 PLACES = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")} | {
     name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")
 }
@@ -148,7 +150,11 @@ class _Importer:
             if scale in self.tensors and not factor > 0:
                 self.problems.append(f"{scale} must be above zero, not {factor:g}")
                 return nothing
-            return Matrix(n, k, values, (1 / factor if self.reciprocal and factor else factor,), (n,))
+            multiplier = 1 / factor if self.reciprocal and factor else factor
+            if multiplier and not SMALLEST <= multiplier <= LARGEST:
+                self.problems.append(f"{scale} must stand for a multiplier of {SMALLEST:.3g} to {LARGEST:.3g} (normal fp32), not {multiplier:.3g}")
+                return nothing
+            return Matrix(n, k, values, (multiplier,), (n,))
         if tensor is None:
             self.used.add(scale)
             return nothing
