@@ -37,7 +37,7 @@ class Tokenizer:
         """The tokenizer of a model folder; ModelError where it is missing, damaged or knows ids that a model of ``vocabulary`` rows lacks."""
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise ModelError(f"{path}: no such file; text needs a tokenizer (give token ids instead, or add tokenizer.json)")
+            raise ModelError(f"{path}: no such file; text needs a tokenizer: add tokenizer.json (lutra eval takes --ids instead)")
         try:
             inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises bare Exception
