@@ -4,7 +4,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from lutra.hls_models.errors import ConfigError, LutraError, MismatchError, Mode
 from lutra.hls_models.load import load_config, nearest, preset_names
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.progress import step
-from lutra.runs import Run, create_run, file_hash, open_run, update_run
+from lutra.runs import Run, create_run, file_hash, open_run, update_run, write_whole
 from lutra.schema import Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
@@ -191,7 +191,7 @@ def evaluate(
             with part.open("wb") as file:  # a name alone would get a suffix
                 np.savez(file, golden=golden, float64=reference)
 
-        _write_whole(Path(logits), write)
+        write_whole(Path(logits), write)
     agreement = float((golden.argmax(1) == reference.argmax(1)).mean())
     return Evaluation(len(tokens), _loss(golden, tokens), _loss(reference, tokens), agreement)
 
@@ -246,20 +246,7 @@ def shipped() -> dict[str, list[str]]:
 
 def write_file(path: str | Path, text: str) -> None:
     """Writes a text file whole or not at all, its folder too."""
-    _write_whole(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` fills a file that then takes the place of ``path``."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise LutraError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
 
 
 class _Writer:

@@ -5,10 +5,12 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lutra.hls_models.errors import LutraError
+from lutra.runs import write_whole
 from lutra.schema import Report
 
 __all__ = ["FORMATS", "Row", "csv_text", "flatten", "html", "labels", "rows", "terminal", "write_reports"]
@@ -264,10 +266,6 @@ def write_reports(runs: Sequence[Named], folder: Path, formats: Sequence[str]) -
             raise LutraError(f"format {name}: must be one of {', '.join(FORMATS)}")
         path = folder / f"report.{name}"
         text = FORMATS[name](runs)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise LutraError(f"{path}: cannot be written: {error.strerror}") from None
+        write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"))
         written.append(path)
     return written

@@ -2,7 +2,7 @@
 """Run folders: everything that a command makes, whole or not at all, with a manifest of where it came from.
 
 A folder is written beside its final place and renamed when it is complete; a command that fails leaves nothing. ``manifest.json`` holds the
-configuration, versions, seeds and the hash of every file, and is the only place with wall-clock times.
+configuration, versions, seeds and the hash of every file, and is, beside the simulator's logs, the only place with wall-clock times.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,7 +26,7 @@ from lutra.hls_models.config import Config
 from lutra.hls_models.errors import LutraError
 from lutra.schema import Report, read_report
 
-__all__ = ["MANIFEST", "REPORT", "Draft", "Manifest", "Run", "config_hash", "create_run", "file_hash", "open_run", "update_run", "versions"]
+__all__ = ["MANIFEST", "REPORT", "Draft", "Manifest", "Run", "config_hash", "create_run", "file_hash", "open_run", "update_run", "versions", "write_whole"]
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -100,6 +100,19 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """``write`` fills a file that then takes the place of ``path``; a failure leaves what was there."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise LutraError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @contextmanager
