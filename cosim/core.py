@@ -240,8 +240,18 @@ def _compare(run: CoreRun, recorded: Mapping[str, Recording]) -> None:
             compare(name, words, cycles, recording)
         except MismatchError as error:
             if first is None or (error.cycle or 0) < first[0]:
-                first = error.cycle or 0, str(error)
+                first = error.cycle or 0, str(error) + _origin(run, name, error.beat)
     run.mismatch = first[1] if first else None
+
+
+def _origin(run: CoreRun, name: str, beat: int) -> str:
+    """Where beat ``beat`` of a boundary belongs: its instruction's label, the index in what that instruction makes, the pass."""
+    for number, done in enumerate(run.passes):
+        for words, label in zip(done.streams.get(name, []), done.sources.get(name, []), strict=True):
+            if beat < len(words):
+                return f"; {label.removeprefix('load ')}[{beat}] in pass {number} (position {done.position})"
+            beat -= len(words)
+    return ""
 
 
 def _different(words: NDArray[np.uint32], recording: Recording) -> int:

@@ -154,11 +154,11 @@ def compare(name: str, expected_payloads: ArrayLike | None, expected_cycles: Arr
         value = "" if payloads is None else f" expected {_hex(payloads[i])}, got {_hex(recording.payloads[i])};"
         when = f" cycle {recording.cycles[i]}" + ("" if cycles is None else f", expected cycle {cycles[i]}")
         at = int(recording.cycles[i]) if cycles is None else int(min(recording.cycles[i], cycles[i]))
-        raise MismatchError(f"{name}[{first + i}]:{value}{when} ({int(wrong.sum())} of {count} beats differ)", at)
+        raise MismatchError(f"{name}[{first + i}]:{value}{when} ({int(wrong.sum())} of {count} beats differ)", at, first + i)
     for wanted, what in ((payloads, "golden"), (cycles, "predicted")):
         if wanted is not None and len(wanted) != len(recording):
             after = f", the last at cycle {recording.cycles[-1]}" if len(recording) else ""
             beyond = cycles if cycles is not None and len(cycles) > count else recording.cycles
             at = int(beyond[min(count, len(beyond) - 1)]) if len(beyond) else 0
-            raise MismatchError(f"{name}[{first + count}]: {len(recording)} beats recorded{after}, {len(wanted)} {what}", at)
+            raise MismatchError(f"{name}[{first + count}]: {len(recording)} beats recorded{after}, {len(wanted)} {what}", at, first + count)
     return 0 if payloads is None else payloads.size

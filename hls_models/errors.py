@@ -21,8 +21,8 @@ class ToolError(LutraError):
 
 
 class MismatchError(LutraError):
-    """Simulated hardware that differs from its golden values or predicted cycles; ``cycle``: the earliest one at which it was seen."""
+    """Simulated hardware that differs from its golden values or predicted cycles; ``cycle``: the earliest one at which it was seen; ``beat``: its index."""
 
-    def __init__(self, message: str, cycle: int | None = None) -> None:
+    def __init__(self, message: str, cycle: int | None = None, beat: int = 0) -> None:
         super().__init__(message)
-        self.cycle = cycle
+        self.cycle, self.beat = cycle, beat

@@ -119,10 +119,14 @@ def simulate(
     Logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id.
     """
     from lutra.cosim.core import CoreBench, Job, Turn
+    from lutra.hls_models.ternary.executor import Executor
 
     bench = CoreBench({"core": (spec, program.beats)})
     bench.build(waves=waves)
-    turn = Turn(ids, tokens, stop=min(stop, default=None))
+    if len(stop) > 1:  # the core stops at one token; where there are several the golden model tells how far the text goes
+        written = [done.token for done in Executor(spec, program).generate(list(ids), tokens) if done.last]
+        tokens = next((n for n, token in enumerate(written, 1) if token in stop), tokens)
+    turn = Turn(ids, tokens, stop=next(iter(stop)) if len(stop) == 1 else None)
     found = bench.check({"core": Job(program, [turn])}, folder=folder / "simulation", on_token=on_token)["core"]
     prompt_passes = -(-len(ids) // spec.config.chunk)
     times = _timing(program, found.times, prompt_passes, found.starts[0])

@@ -183,7 +183,8 @@ def verdict(report: Report) -> tuple[str, str]:
         return ("model" if not rtl.words_mismatched else "failed"), f"{words}; cycles were not compared."
     off = rtl.cycles_measured - rtl.cycles_predicted
     cycles = f"{rtl.cycles_measured:,} cycles measured, {'as predicted' if not off else f'{off:+,} against the prediction'}"
-    return ("proven" if rtl.proven else "failed"), f"{words}; {cycles}."
+    first = f" First difference: {rtl.mismatch}." if rtl.mismatch else ""
+    return ("proven" if rtl.proven else "failed"), f"{words}; {cycles}.{first}"
 
 
 def terminal(runs: Sequence[Named]) -> Any:

@@ -60,11 +60,13 @@ class RtlFigures(Figures):
     words_mismatched: int | None = Field(default=None, ge=0)
     cycles_predicted: int | None = Field(default=None, ge=0)
     cycles_measured: int | None = Field(default=None, ge=0)
+    mismatch: str | None = Field(default=None, description="the first difference of a word or a handshake's cycle; absent where there is none")
 
     @property
     def proven(self) -> bool:
-        """Every compared word equal, and every cycle as predicted."""
-        return self.simulated and bool(self.words_compared) and self.words_mismatched == 0 and self.cycles_predicted == self.cycles_measured
+        """Every compared word equal, and every handshake in its predicted cycle."""
+        equal = self.words_mismatched == 0 and self.cycles_predicted == self.cycles_measured and self.mismatch is None
+        return self.simulated and bool(self.words_compared) and equal
 
 
 class MemoryFigures(Figures):

@@ -15,7 +15,7 @@ from lutra.hls_models.errors import ModelError
 from lutra.hls_models.ternary import executor
 from lutra.hls_models.ternary.core_cycles import CoreTiming
 from lutra.hls_models.ternary.executor import Executor
-from lutra.hls_models.ternary.isa import Unit
+from lutra.hls_models.ternary.isa import LoadTarget, Unit
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.trits import RowLayout, decode_bytes, encode_bytes
 
@@ -86,18 +86,36 @@ def flip_trit(program: Program) -> Program:
     return with_image(program, change)
 
 
-def swap_rows(program: Program) -> Program:
-    """Exchanges the first and the last row of the first matrix: parts of two tiles, or of two k-blocks."""
-    first, beats = weights_of(program)
-    return with_image(program, lambda image: image.__setitem__([first, first + beats - 1], image[[first + beats - 1, first]]))
+def swap_tiles(one: core.Small) -> Program:
+    """Exchanges two whole tiles of the first matrix that has two of equal size."""
+    config, program = one.spec.config, one.program
+    index, linear = next(
+        (n, i.fields) for n, i in enumerate(program.instructions) if i.unit is Unit.LINEAR and i.fields["columns"] >= 2 * i.fields["tile_columns"]
+    )
+    loads = [i.fields for i in program.instructions[:index] if i.unit is Unit.LOADER and i.fields["target"] == LoadTarget.WEIGHTS]
+    beats = linear["k_blocks"] * -(-linear["tile_columns"] // config.columns) * config.row_beats
+    first = loads[-1]["address"] + np.arange(beats)
+    both, crossed = np.concatenate([first, first + beats]), np.concatenate([first + beats, first])
+    return with_image(program, lambda image: image.__setitem__(both, image[crossed]))
 
 
-@pytest.mark.parametrize("change", [flip_trit, swap_rows])
-def test_wrong_weights_are_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, change: Callable[[Program], Program]) -> None:
+def test_a_wrong_trit_is_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator) -> None:
     job = core.conversation(small[0], rng)
-    run = bench.check({"c0": replace(job, memory=change(job.program))})["c0"]
+    run = bench.check({"c0": replace(job, memory=flip_trit(job.program))})["c0"]
     assert run.mismatch is not None and run.mismatch.startswith("weights[0]: expected 0x")
-    assert "cycle" in run.mismatch
+    assert "cycle" in run.mismatch and "layers.0.qkv.weights[0] in pass 0 (position 0)" in run.mismatch
+
+
+def test_swapped_tiles_are_caught(rng: np.random.Generator, bench: CoreBench, small: list[core.Small]) -> None:
+    name, one = next((f"c{i}", one) for i, one in enumerate(small) if any(_tiled(one)))
+    job = core.conversation(one, rng)
+    run = bench.check({name: replace(job, memory=swap_tiles(one))})[name]
+    assert run.mismatch is not None and run.mismatch.startswith("weights[")
+    assert "cycle" in run.mismatch and ".weights[0] in pass 0 (position 0)" in run.mismatch
+
+
+def _tiled(one: core.Small) -> list[bool]:
+    return [i.unit is Unit.LINEAR and i.fields["columns"] >= 2 * i.fields["tile_columns"] for i in one.program.instructions]
 
 
 def test_a_wrong_golden_word_is_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ Bits = NDArray[np.uint32]
 class Pass:
     """One pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice. ``token``: the choice; ``best``: (ids, fp32 scores), best first.
 
-    ``streams``: per boundary the payload words of every beat, (beats, words) uint32 each, in order (only when recorded).
+    ``streams``: per boundary the payload words of every beat, (beats, words) uint32 for each instruction, in order; ``sources``: the labels of these
+    instructions (both only when recorded).
     ``scores``: fp32 patterns (tokens, vocabulary) of all tokens (only when asked for), ``activation_scale`` fp32 patterns (tokens,).
     """
 
@@ -45,6 +46,7 @@ class Pass:
     scores: Bits | None = None
     activation_scale: Bits | None = None
     streams: dict[str, list[Bits]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
 
     def logits(self) -> NDArray[np.float64]:
         """(tokens, vocabulary) logits: scores times the activation scale."""
@@ -139,7 +141,8 @@ class Executor:
         self._table: deque[Load] = deque()
         self._sums: Any = None
         self._values: Any = None
-        for instruction in self.instructions:
+        for instruction, label in zip(self.instructions, self.program.labels, strict=True):
+            self._label = label
             if instruction.when in (When.ALWAYS, When.LAST if last else When.NOT_LAST) and instruction.unit is not Unit.END:
                 self._run[instruction.unit](instruction)
         if scores:
@@ -149,6 +152,7 @@ class Executor:
     def _emit(self, name: str, words: Callable[[], Bits]) -> None:
         if self._record:
             self._pass.streams.setdefault(name, []).append(words())
+            self._pass.sources.setdefault(name, []).append(self._label)
 
     def _load(self, instruction: Instruction) -> None:
         config = self.spec.loader
