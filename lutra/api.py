@@ -17,7 +17,7 @@ from lutra.hls_models.load import load_config, nearest, preset_names
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.progress import step
 from lutra.runs import Run, create_run, file_hash, open_run, update_run, write_whole
-from lutra.schema import Report, RtlFigures
+from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     import numpy as np
@@ -79,8 +79,19 @@ def compile_model(model: str | Path, config: str | Path | CoreConfig = DEFAULT_C
     return open_run(target)
 
 
-def cosim(run: str | Path, *, seed: int = 1, tokens: int = 32, prompt: str | None = None, waves: bool = False, on_text: OnText | None = None) -> Report:
+def cosim(
+    run: str | Path,
+    *,
+    seed: int = 1,
+    tokens: int = 32,
+    prompt: str | None = None,
+    model: str | Path | None = None,
+    waves: bool = False,
+    on_text: OnText | None = None,
+) -> Report:
     """Runs a compiled model on its RTL: ``tokens`` tokens after the prompt, every word and cycle compared; report.json and trace.json go to the run.
+
+    ``model``, the checkpoint that the run was compiled from, adds the accuracy of the hardware's arithmetic on this text beside float64.
 
     Raises
     ------
@@ -116,6 +127,10 @@ def cosim(run: str | Path, *, seed: int = 1, tokens: int = 32, prompt: str | Non
         proven = dict.fromkeys([field for field in ("prefill", "decode") if getattr(found, field)], "rtl") if rtl.proven else {}
         written = text + tokenizer.decode(result.tokens)
         found = found.model_copy(update={"seed": seed, "rtl": rtl, "text": written, "provenance": {**found.provenance, "rtl": "rtl", **proven}})
+        if model is not None:
+            with step("comparing with float64"):
+                accuracy = _accuracy(model, spec, program, [*ids, *result.tokens])
+                found = found.model_copy(update={"accuracy": accuracy, "provenance": {**found.provenance, "accuracy": "model"}})
         draft.write_report(found)
         write_trace(draft.path / TRACE, spans(program, result.timing), clock_hz=spec.config.clock_hz, title=f"{spec.shape.name} on {spec.config.name}")
     if not rtl.proven:
@@ -204,7 +219,7 @@ def demo(out: str | Path = "runs/demo", *, prompt: str | None = None, tokens: in
     # what cosim would refuse is refused here, before an earlier run is replaced
     _check_length(spec, len(_tokenizer(source or Path(DEFAULT_MODEL), spec).encode(DEFAULT_PROMPT if prompt is None else prompt)), tokens)
     run = compile_model(DEFAULT_MODEL, DEFAULT_CONFIG, out)
-    found = cosim(run.path, seed=seed, tokens=tokens, prompt=prompt, on_text=on_text)
+    found = cosim(run.path, seed=seed, tokens=tokens, prompt=prompt, model=DEFAULT_MODEL, on_text=on_text)
     report([run.path], ["html", "csv"])
     return found
 
@@ -247,6 +262,26 @@ def shipped() -> dict[str, list[str]]:
 def write_file(path: str | Path, text: str) -> None:
     """Writes a text file whole or not at all, its folder too."""
     write_whole(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _accuracy(model: str | Path, spec: "CoreSpec", program: "Program", ids: Sequence[int]) -> AccuracyFigures:
+    """Greedy agreement and distance of the golden model's logits (which are the RTL's) from a float64 forward of the checkpoint, over a text."""
+    import numpy as np
+
+    _, opened = _open(model, weights=True)
+    if _shape(opened) != spec.shape:
+        raise ModelError(f"model {model}: its shape is not the run's; give the checkpoint that the run was compiled from")
+    text = np.asarray(ids[: spec.shape.context])
+    golden, exact = engine.forward(opened, spec, program, text, lambda done, total: None)
+    distance = float(np.sqrt(((golden - exact) ** 2).mean() / (exact**2).mean()))
+    same = float((golden.argmax(1) == exact.argmax(1)).mean())
+    reference = f"float64 forward, {len(text)} tokens"
+    return AccuracyFigures(
+        reference=reference,
+        metric="share of equal greedy choices",
+        value=same,
+        items=[AccuracyItem(reference=reference, metric="relative RMS distance of logits", value=distance)],
+    )
 
 
 class _Writer:

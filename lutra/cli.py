@@ -79,13 +79,14 @@ def cosim(
     prompt: Prompt = None,
     tokens: Annotated[int, typer.Option(help="Tokens to write after the prompt.", min=1)] = 32,
     seed: Seed = 1,
+    model: Annotated[str | None, typer.Option(help="The checkpoint that the run was compiled from: adds the arithmetic's accuracy beside float64.")] = None,
     waves: Annotated[bool, typer.Option("--waves", help="Keep a waveform (slow, large).")] = False,
     as_json: Json = False,
 ) -> None:
     """Runs a compiled model on its RTL; compares every word and every cycle with the models."""
     from lutra import api
 
-    found = api.cosim(run, seed=seed, tokens=tokens, prompt=prompt, waves=waves, on_text=None if as_json else _show_text)
+    found = api.cosim(run, seed=seed, tokens=tokens, prompt=prompt, model=model, waves=waves, on_text=None if as_json else _show_text)
     _show_report(found, run, as_json, text=True)
 
 

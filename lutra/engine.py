@@ -94,10 +94,12 @@ def _timing(program: Program, passes: Sequence[PassTimes], prompt_passes: int, s
     for number, one in enumerate(passes):
         for event in one.events:
             begin[number, event.place], done[number, event.place] = event.start - start, event.done - start
-        for unit, (active, worked) in one.activity(program.instructions).items():
+        for unit, worked in one.worked.items():
             busy[unit.name] = busy.get(unit.name, 0) + worked
-            waits = stalls.setdefault(unit.name, {"waiting for data or room": 0})
-            waits["waiting for data or room"] += active - worked
+        for unit, reasons in one.stalls(program.instructions).items():
+            waits = stalls.setdefault(unit.name, {})
+            for reason, clocks in reasons.items():
+                waits[reason] = waits.get(reason, 0) + clocks
     sizes = tuple(PassSize(one.position, one.tokens, one.last, number >= prompt_passes) for number, one in enumerate(passes))
     return Timing(sizes, begin, done, np.array([one.end - start for one in passes], np.int64), busy, stalls)
 

@@ -161,8 +161,11 @@ def test_detail_changes_no_cycle(small: list[core.Small]) -> None:
 def test_work_never_exceeds_activity(small: list[core.Small]) -> None:
     for one in small:
         for times in CoreTiming(one.spec, one.program).run(7, 3):
+            stalls = times.stalls(one.program.instructions)
             for unit, (active, worked) in times.activity(one.program.instructions).items():
                 assert 0 < worked <= active <= times.cycles or (unit is Unit.HEAD and not times.last)
+                assert worked + sum(stalls.get(unit, {}).values()) == active
+                assert all(clocks >= 0 for clocks in stalls.get(unit, {}).values())
 
 
 def test_layout_is_the_programs(small: list[core.Small]) -> None:

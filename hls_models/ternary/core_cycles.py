@@ -52,6 +52,7 @@ class PassTimes:
     """A pass from its SETUP cycle ``start`` to the cycle ``end`` after its NEXT; ``token``: handshake of the chosen id.
 
     ``worked``: clocks in which a unit moved a beat (LOADER, HEAD: memory beats; LINEAR: lookups; VECTOR: source and code beats) or, ATTEND, attended.
+    ``waits``: clocks of a unit's instructions without work, by reason.
     ``streams``: handshake cycles of every boundary, in pieces (only in detail).
     """
 
@@ -63,6 +64,7 @@ class PassTimes:
     token: int | None = None
     events: list[Event] = field(default_factory=list)
     worked: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys((unit for unit in Unit if unit is not Unit.END), 0))
+    waits: dict[Unit, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
     streams: dict[str, list[Cycles]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -78,6 +80,14 @@ class PassTimes:
             active[unit] += max(event.done + 1 - max(event.start, seen[unit]), 0)
             seen[unit] = max(seen[unit], event.done + 1)
         return {unit: (active[unit], worked) for unit, worked in self.worked.items()}
+
+    def stalls(self, instructions: Sequence[Instruction]) -> dict[Unit, dict[str, int]]:
+        """Per unit and reason, clocks under way without work: with ``worked`` they sum to the active clocks."""
+        out = {unit: dict(reasons) for unit, reasons in self.waits.items()}
+        # Loads overlap each other: what no beat was requested in is one figure.
+        active, worked = self.activity(instructions)[Unit.LOADER]
+        out[Unit.LOADER] = {"room in a ring, memory latency or token": active - worked}
+        return out
 
 
 class CoreTiming:
@@ -193,6 +203,10 @@ class _Pass:
         if self.core.detail:
             self._record(f"{instruction.unit.name.lower()}_done", [done])
 
+    def _waited(self, unit: Unit, reasons: dict[str, int]) -> None:
+        for reason, clocks in reasons.items():
+            self.times.waits[unit][reason] += clocks
+
     def _record(self, name: str, cycles: Iterable[int]) -> None:
         if self.core.detail:
             self.times.streams[name].append(np.asarray(cycles, np.int64))
@@ -243,6 +257,7 @@ class _Pass:
         run = core._linear.begin(instruction, start)
         arrived: Cycles = np.zeros(0, np.int64)
         sums: list[Cycles] = []
+        rows: list[Cycles] = []
         tile, ready = -1, 0
         while not run.finished:
             wanted = run.rows_wanted
@@ -259,12 +274,15 @@ class _Pass:
             arrived = arrived[wanted:]
             loader.free(LoadTarget.WEIGHTS, step.freed)
             self._record("rows", step.rows)
-            self.times.worked[Unit.LINEAR] += len(step.rows)
+            rows.append(step.rows)
             if len(step.sums):
                 sums.append(step.sums)
         self._loaded()
         core._free[Unit.LINEAR] = max(run.done + 1, run.weights_free)
         self._ended(index, start, run.done)
+        looked_up = sum(len(part) for part in rows)
+        self.times.worked[Unit.LINEAR] += looked_up
+        self._waited(Unit.LINEAR, {"weights or VECTOR": run.lateness, "table builds and drain": run.done + 1 - start - looked_up - run.lateness})
         self.linear = None
         cycles = np.concatenate(sums)
         self._record("sums", cycles)
@@ -298,7 +316,10 @@ class _Pass:
         core._loader.free(LoadTarget.PARAMS, times.params_freed)
         core._loader.free(LoadTarget.ROPE, times.rope_freed)
         self.codes = times.codes
-        self.times.worked[Unit.VECTOR] += len(source) + len(times.codes)
+        beats, first = len(source) + len(times.codes), int(opened[0])
+        waits = {"parameters": first - start, "source": int(source[-1]) + 1 - first - len(source)}
+        self.times.worked[Unit.VECTOR] += beats
+        self._waited(Unit.VECTOR, waits | {"pipeline and scales": times.done + 1 - start - beats - sum(waits.values())})
         self._record("codes", times.codes)
         self._ended(index, start, times.done)
 
@@ -332,7 +353,9 @@ class _Pass:
         for name in ("kv_write", "kv_read", "kv_data", "values"):
             self._record(name, getattr(times, name))
         self.core._free[Unit.ATTEND] = times.done + 1
-        self.times.worked[Unit.ATTEND] += times.done - int(times.kv_write[-1])
+        stored = int(times.kv_write[-1])
+        self.times.worked[Unit.ATTEND] += times.done - stored
+        self._waited(Unit.ATTEND, {"codes": stored + 1 - start})
         self._ended(index, start, times.done)
         self.attend = None
         return times.values
@@ -348,6 +371,7 @@ class _Pass:
         token, done = head.finish(instruction.fields["vocabulary"], int(rows[-1]))
         self.times.token = token
         self.times.worked[Unit.HEAD] += len(rows)
+        self._waited(Unit.HEAD, {"table rows and pipeline": done + 1 - start - len(rows)})
         self._record("head_rows", rows)
         self._record("token", [token])
         self._ended(index, start, done)

@@ -113,6 +113,8 @@ class LinearRun:
         self.finished = False
         self.done = 0
         """When ``finished``: first cycle in which ``done`` is offered, one after the last sum; LINEAR takes an instruction again one after its handshake."""
+        self.lateness = 0
+        """When ``finished``: cycles by which rows or the sink of the sums delayed it."""
         self.weights_free = 0
         """When ``finished``: first cycle in which the weight path takes its next instruction."""
 
@@ -145,6 +147,7 @@ class LinearRun:
         self.finished = self._index == len(self._walk.steps)
         if self.finished:
             self.done = int(result.sums[-1]) + 1
+            self.lateness = int(result.sums[-1]) - self._start - int(self._ideal[-1].sums[-1])
             self.weights_free = int(result.freed[-1])  # the pulse of the last read and the idle walk are registers of the same edge
             self._timing._state = _State(*(value + self._start for value in self._ideal_state)) if self._exact is None else self._exact.state
         return result
