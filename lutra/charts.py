@@ -18,7 +18,7 @@ __all__ = ["charts"]
 
 INK, MUTED, GRID = "#24303a", "#66737d", "#e3e7ea"
 BUSY, IDLE = "#1f7a74", "#e9edef"
-STALLS = ("#c9822b", "#e0b15a", "#a65a3a", "#8a7a9b", "#d7c7a0", "#6f8f4e")
+STALLS = ("#c9822b", "#6f8f4e", "#8a7a9b", "#d7c7a0", "#a65a3a", "#4f7cac", "#e0b15a", "#b58fa5", "#7d7d6b")
 RUNS = ("#1f7a74", "#c9822b", "#5a6fa8", "#a65a3a", "#6f8f4e", "#8a7a9b")
 STYLE: Any = {
     "svg.hashsalt": "lutra",
@@ -72,7 +72,7 @@ def _units(runs: Sequence[Named]) -> Figure | None:
     names = list(dict.fromkeys(unit.name for _, _, unit in rows))
     rows.sort(key=lambda row: names.index(row[2].name))  # stable: runs stay in order within a unit
     reasons = sorted({reason for _, _, unit in rows for reason, cycles in unit.stall_cycles.items() if cycles})
-    figure, axes = _axes(0.36 * len(rows) + 0.95)
+    figure, axes = _axes(0.36 * len(rows) + 0.95 + 0.2 * (len(reasons) // 4))
     seen = set()
     for y, (label, _, unit) in enumerate(rows):
         total = unit.busy_cycles / unit.utilisation if unit.utilisation else max(sum(unit.stall_cycles.values()), 1)
@@ -180,7 +180,7 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, order: dict[str, int]) -> None:
-    """One row above the axes, entries by ``order``, then as drawn."""
+    """Above the axes, at most four entries side by side where there are many, by ``order``, then as drawn."""
     handles, labels = axes.get_legend_handles_labels()
     places = sorted(range(len(labels)), key=lambda i: (order.get(labels[i], 0), i))
     axes.legend(
@@ -188,7 +188,7 @@ def _legend(axes: Axes, order: dict[str, int]) -> None:
         [labels[i] for i in places],
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=8,
+        ncols=8 if len(places) <= 5 else 4,
         handlelength=1,
         handleheight=1,
         borderaxespad=0.3,

@@ -86,7 +86,7 @@ class PassTimes:
         out = {unit: dict(reasons) for unit, reasons in self.waits.items()}
         # Loads overlap each other: what no beat was requested in is one figure.
         active, worked = self.activity(instructions)[Unit.LOADER]
-        out[Unit.LOADER] = {"room in a ring, memory latency or token": active - worked}
+        out[Unit.LOADER] = {"ring room or token": active - worked}
         return out
 
 
@@ -371,7 +371,7 @@ class _Pass:
         token, done = head.finish(instruction.fields["vocabulary"], int(rows[-1]))
         self.times.token = token
         self.times.worked[Unit.HEAD] += len(rows)
-        self._waited(Unit.HEAD, {"table rows and pipeline": done + 1 - start - len(rows)})
+        self._waited(Unit.HEAD, {"table and pipeline": done + 1 - start - len(rows)})
         self._record("head_rows", rows)
         self._record("token", [token])
         self._ended(index, start, done)
