@@ -43,26 +43,6 @@ class CoreSpec(Config):
         return int.from_bytes(hashlib.sha256(self.model_dump_json().encode()).digest()[:8], "big")
 
     @property
-    def boundaries(self) -> dict[str, int]:
-        """Payload bits of every stream between units that co-simulation records and compares, by name."""
-        c, v = self.config, self.config.vector_lanes
-        kv_row = 32 + 8 * self.shape.head_dim
-        return {
-            "weights": 8 * c.beat_bytes,
-            "params": 24 * v,
-            "rope": 24 * v,
-            "embed": 8 * v + 32,
-            "head_rows": 8 * c.beat_bytes,
-            "rows": self.weights.row_bits,
-            "sums": v * self.tlmm.accumulator_bits,
-            "values": v * c.format.bits,
-            "codes": 8 * v + 32 + 2 + 8 + 8 + 1 + 1,
-            "kv_write": 24 + kv_row,
-            "kv_read": 24,
-            "kv_data": kv_row,
-        } | {f"{unit}_done": 1 for unit in ("loader", "linear", "vector", "attend", "head")}
-
-    @property
     def widest_input(self) -> int:
         """Largest K of a ternary matrix."""
         shape = self.shape

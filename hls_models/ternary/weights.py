@@ -17,7 +17,7 @@ from pydantic import Field
 
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.streams import Ready
-from lutra.hls_models.ternary.trits import RowLayout, group_indices, indices_of_rows, tiles_of
+from lutra.hls_models.ternary.trits import RowLayout, indices_of_rows, tiles_of
 
 __all__ = ["ARRIVAL_CYCLES", "LinearInstruction", "WeightPathConfig", "WeightPathCycles", "read_order"]
 
@@ -66,10 +66,6 @@ class WeightPathConfig(RowLayout):
     def indices(self, stored: np.ndarray) -> np.ndarray:
         """Stored bytes of whole rows to what the ring holds: uint8 (rows, Q * T), position q * T + t."""
         return indices_of_rows(stored, self, self.half_tables)
-
-    def indices_of(self, trits: np.ndarray) -> np.ndarray:
-        """Trits (rows, Q, T, G) to indices uint8 (rows, Q * T)."""
-        return group_indices(trits, self.half_tables).reshape(len(trits), -1)
 
 
 def read_order(layout: RowLayout, lanes: int, instruction: LinearInstruction) -> tuple[np.ndarray, np.ndarray]:
