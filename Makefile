@@ -41,6 +41,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p lutra
 	$(BIN)/mypy tests
+	$(BIN)/mypy examples
 
 format: $(STAMP) ## ruff's formatting and safe mends
 	$(BIN)/ruff check --fix .

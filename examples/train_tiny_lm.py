@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a small BitNet b1.58 language model on any text file, character level, and store it as a Hugging Face style folder.
 
-    pip install "lutra[train]"
+    python -m pip install --editable '.[train]'     # torch
     python examples/train_tiny_lm.py input.txt -o my-model --seed 1
 
 The model is the BitNet b1.58 2B4T architecture (arXiv 2504.12285) made small: ternary weights by absmean, int8 activations by per-token absmax,
@@ -17,132 +17,17 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import tiny_lm  # before torch, whose absence it explains
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own habit)
-from torch import Tensor, nn
+from torch import nn
 
 from lutra.hls_models.shape import ModelShape
 from lutra.mapping.exporter import export
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of the model; the defaults fit an ECP5-85F with weights, embedding and cache on chip (docs/architecture.md)."""
-
-    vocabulary: int
-    hidden: int = 160
-    layers: int = 4
-    heads: int = 5
-    kv_heads: int = 1
-    head_dim: int = 32
-    ffn: int = 384
-    context: int = 256
-    rope_theta: float = 10000.0
-    eps: float = 1e-5
-
-
-class BitLinear(nn.Module):
-    """Linear layer with absmean-ternary weights and absmax-int8 activations; both gradients straight through."""
-
-    def __init__(self, inputs: int, outputs: int, ternary: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) * 0.8 / math.sqrt(inputs))
-        self.ternary = ternary
-
-    def forward(self, x: Tensor) -> Tensor:
-        w = self.weight
-        if self.ternary:
-            mean = w.detach().abs().mean().clamp(min=1e-5)
-            w = w + ((w.detach() / mean).round().clamp(-1, 1) * mean - w.detach())
-            scale = 127 / x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
-            x = x + ((x.detach() * scale).round().clamp(-128, 127) / scale - x.detach())
-        return F.linear(x, w)
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE in the "rotate half" form: dimension i turns with dimension i + head_dim/2."""
-    a, b = x.chunk(2, -1)
-    return x * cos + torch.cat((-b, a), -1) * sin
-
-
-class Layer(nn.Module):
-    def __init__(self, s: Shape, ternary: bool, dropout: float) -> None:
-        super().__init__()
-        self.s, self.dropout = s, dropout
-        self.input_layernorm = RMSNorm(s.hidden, s.eps)
-        self.post_attention_layernorm = RMSNorm(s.hidden, s.eps)
-        self.attn_sub_norm = RMSNorm(s.heads * s.head_dim, s.eps)
-        self.ffn_sub_norm = RMSNorm(s.ffn, s.eps)
-        self.q_proj = BitLinear(s.hidden, s.heads * s.head_dim, ternary)
-        self.k_proj = BitLinear(s.hidden, s.kv_heads * s.head_dim, ternary)
-        self.v_proj = BitLinear(s.hidden, s.kv_heads * s.head_dim, ternary)
-        self.o_proj = BitLinear(s.heads * s.head_dim, s.hidden, ternary)
-        self.gate_proj = BitLinear(s.hidden, s.ffn, ternary)
-        self.up_proj = BitLinear(s.hidden, s.ffn, ternary)
-        self.down_proj = BitLinear(s.ffn, s.hidden, ternary)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        s, (batch, length, _) = self.s, x.shape
-        drop = self.dropout if self.training else 0.0
-        h = self.input_layernorm(x)
-        q, k, v = (p(h).view(batch, length, -1, s.head_dim).transpose(1, 2).float() for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        group = s.heads // s.kv_heads
-        a = F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=True)
-        a = self.attn_sub_norm(a.transpose(1, 2).reshape(batch, length, -1))
-        x = x + F.dropout(self.o_proj(a), drop, self.training)
-        h = self.post_attention_layernorm(x)
-        h = self.ffn_sub_norm(F.relu(self.gate_proj(h)).float().square() * self.up_proj(h))
-        return x + F.dropout(self.down_proj(h), drop, self.training)
-
-
-class LanguageModel(nn.Module):
-    def __init__(self, s: Shape, ternary: bool = True, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.s, self.dropout = s, dropout
-        self.embed_tokens = nn.Parameter(torch.randn(s.vocabulary, s.hidden) * 0.02)
-        self.layers = nn.ModuleList(Layer(s, ternary, dropout) for _ in range(s.layers))
-        self.norm = RMSNorm(s.hidden, s.eps)
-        inverse = s.rope_theta ** (-torch.arange(0, s.head_dim, 2).float() / s.head_dim)
-        angle = torch.outer(torch.arange(s.context).float(), inverse).repeat(1, 2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits, (batch, length, vocabulary) float32, of token ids (batch, length)."""
-        n = ids.shape[1]
-        x = F.dropout(F.embedding(ids, self.embed_tokens), self.dropout if self.training else 0.0, self.training)
-        for layer in self.layers:
-            x = layer(x, self.cos[:n], self.sin[:n])
-        return F.linear(self.norm(x), self.embed_tokens).float()
-
-
-def held_out_loss(model: LanguageModel, ids: Tensor) -> float:
-    """Mean nats per character over the non-overlapping windows of one context length, all positions, in float32."""
-    c = model.s.context
-    windows = (len(ids) - 1) // c
-    x = ids[: windows * c].view(windows, c)
-    y = ids[1 : windows * c + 1].view(windows, c)
-    model.eval()
-    with torch.no_grad():
-        losses = [F.cross_entropy(model(a).flatten(0, 1), b.flatten(), reduction="sum").item() for a, b in zip(x.split(16), y.split(16), strict=True)]
-    model.train()
-    return sum(losses) / (windows * c)
 
 
 def learning_rate(step: int, steps: int, peak: float, ternary: bool) -> tuple[float, float]:
@@ -163,10 +48,10 @@ def train(args: argparse.Namespace) -> None:
     alphabet = sorted(set(text))
     lookup = {c: i for i, c in enumerate(alphabet)}
     data = torch.tensor([lookup[c] for c in text])
-    cut = int(len(data) * 0.9)
+    cut = tiny_lm.split(len(data))
     trained, held = data[:cut], data[cut:]
-    shape = Shape(vocabulary=len(alphabet))
-    model = LanguageModel(shape, ternary=not args.float, dropout=args.dropout)
+    shape = tiny_lm.Shape(vocabulary=len(alphabet))
+    model = tiny_lm.LanguageModel(shape, ternary=not args.float, dropout=args.dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -199,10 +84,10 @@ def train(args: argparse.Namespace) -> None:
             speed = (step + 1 - first) * args.batch * c / (time.monotonic() - started)
             print(f"step {step + 1}/{args.steps}  loss {loss.item():.4f}  {speed:,.0f} characters/s", flush=True)
         if (step + 1) % 1000 == 0 or step + 1 == args.steps:
-            print(f"held-out loss after {step + 1} steps: {held_out_loss(model, held):.4f} nats per character", flush=True)
+            print(f"held-out loss after {step + 1} steps: {tiny_lm.held_out_loss(model, held):.4f} nats per character", flush=True)
             kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             torch.save(kept | {"rng": torch.get_rng_state(), "step": step + 1}, checkpoint)
-    final = held_out_loss(model, held)
+    final = tiny_lm.held_out_loss(model, held)
     facts = {
         "held_out_loss": final,
         "steps": args.steps,
@@ -221,11 +106,11 @@ def train(args: argparse.Namespace) -> None:
         print(f"model written to {args.output}")
 
 
-def model_shape(s: Shape, name: str) -> ModelShape:
+def model_shape(s: tiny_lm.Shape, name: str) -> ModelShape:
     return ModelShape(name=name, activation="relu2", sub_norms=True, tied=True, **asdict(s))
 
 
-def arrays(model: LanguageModel) -> dict[str, np.ndarray]:
+def arrays(model: tiny_lm.LanguageModel) -> dict[str, np.ndarray]:
     """Master weights under Hugging Face's BitNet names."""
     renamed = {}
     for name, value in model.state_dict().items():
