@@ -40,7 +40,7 @@ with sub-layer norms, RoPE, squared-ReLU gated feed-forward layers and grouped-q
 | held-out loss | **{loss:.4f} nats per character** ({bits:.3f} bits) |
 {twin}
 The held-out loss is the mean over the last 10 % of the text, non-overlapping windows of {context} characters, all positions, with the arithmetic of training
-(ternary weights, int8 activations, the rest in float32).
+(ternary weights, int8 activations, the rest in float32).{remark}
 
 Trained from random weights by `examples/train_tiny_lm.py` of lutra (quantisation-aware from step 0, straight-through estimator):
 
@@ -48,6 +48,11 @@ Trained from random weights by `examples/train_tiny_lm.py` of lutra (quantisatio
 
 Licence: Apache-2.0 (weights). It writes in the manner of its training text and knows nothing else.
 """
+
+REMARK = """
+
+The twin's recipe was taken over from the ternary model, its learning rate aside (one cosine), and not tuned; ternary weights also regularise, so that a
+worse twin does not mean that full precision can do no better."""
 
 
 def export(
@@ -134,8 +139,9 @@ def _config(shape: ModelShape) -> dict[str, Any]:
 
 def _card(shape: ModelShape, facts: Mapping[str, Any], twin: Mapping[str, Any] | None, data: str, zeros: float) -> str:
     loss = facts["held_out_loss"]
-    other = ""
+    other = remark = ""
     if twin:
+        remark = REMARK if twin["held_out_loss"] > loss else ""
         recipe = f"same sizes and text, {twin['steps']:,} steps, learning rate {twin['lr']:g}"
         other = f"| full-precision twin | {twin['held_out_loss']:.4f} nats per character ({recipe}) |\n"
     return CARD.format(
@@ -147,6 +153,7 @@ def _card(shape: ModelShape, facts: Mapping[str, Any], twin: Mapping[str, Any] |
         loss=loss,
         bits=loss / math.log(2),
         twin=other,
+        remark=remark,
         data=data,
         text=data.split(" ")[0],
     )

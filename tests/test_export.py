@@ -79,6 +79,9 @@ def test_the_card_carries_the_figures(tmp_path: Path, weights: dict[str, np.ndar
     ):
         assert part in card
     assert "examples/train_tiny_lm.py text.txt -o small --seed 1 --steps 15000" in card
+    assert "not tuned" not in card
+    export(tmp_path, SHAPE, weights, ALPHABET, FACTS, TWIN | {"held_out_loss": 1.4897}, "text.txt")
+    assert "The twin's recipe was taken over" in (tmp_path / "README.md").read_text(), "a twin that is worse is explained"
     export(tmp_path, SHAPE, weights, ALPHABET, FACTS, None, "text.txt")
     assert "twin" not in (tmp_path / "README.md").read_text()
 
