@@ -65,7 +65,7 @@ class PimConfig(Config):
     def _consistent(self) -> "PimConfig":
         if self.banks > self.lanes:
             raise ValueError(
-                f"banks must be at most lanes ({self.lanes}), not {self.banks}: a read-out beat holds one value per bank; the nearest legal value is {self.lanes}"
+                f"banks must be at most lanes ({self.lanes}), not {self.banks}: a read-out beat holds a value per bank; nearest legal value {self.lanes}"
             )
         if self.companion.data_depth < self.columns:
             raise ValueError(f"companion.data_depth must be at least columns ({self.columns}), not {self.companion.data_depth}: a buffer is sent whole")

@@ -62,9 +62,9 @@ class MacroKind(IntEnum):
 class Macro:
     """A macro-command; fields that a kind does not use are left at their defaults.
 
-    ``row, column``: first position; ``entry``: first buffer entry; ``count``: MACs, GBWs or columns per bank; ``load``/``read``: accumulators cleared before, read out
-    after; ``accumulator``: the one that MACs add to; ``times, step``: repetitions, columns from one to the next; ``bank, banks``: of READ and WRITE; ``open``: a BUFFER opens ``row``
-    in all banks; ``element``: value of the column that SCATTER and MODIFY write.
+    ``row, column``: first position; ``entry``: first buffer entry; ``count``: MACs, GBWs or columns per bank; ``load``/``read``: accumulators cleared
+    before, read out after; ``accumulator``: the one that MACs add to; ``times, step``: repetitions, columns from one to the next; ``bank, banks``: of
+    READ and WRITE; ``open``: a BUFFER opens ``row`` in all banks; ``element``: value of the column that SCATTER and MODIFY write.
     """
 
     kind: MacroKind
