@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lutra.hls_models.pim.config import PimConfig
-from lutra.hls_models.pim.program import Command as C
+from lutra.hls_models.pim.program import Command
 from lutra.hls_models.pim.timing import Timing
 
-__all__ = ["ARRAY_COMMANDS", "BANK_COMMANDS", "BANKS_PER_GROUP", "CONTROLLER", "REGISTER_COMMANDS", "ROW_COMMANDS", "Rule", "Scope", "gaps", "rules"]
+__all__ = ["ARRAY_COMMANDS", "BANKS_PER_GROUP", "BANK_COMMANDS", "CONTROLLER", "REGISTER_COMMANDS", "ROW_COMMANDS", "Rule", "Scope", "gaps", "rules"]
+
+C = Command  # the tables below are read as sentences
 
 Scope = Literal["channel", "group", "bank"]
 
