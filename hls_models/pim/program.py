@@ -132,7 +132,7 @@ class Receive:
     channels: int
     groups: int
     valid: int
-    dst: int
+    dst: int | None
     split: int = 0
     """Channels a segment is spread over; 0: all (``channels``)."""
     head_step: int = 0
@@ -144,7 +144,12 @@ class Receive:
     residual: int | None = None
     statistic: Statistic = Statistic.NONE
     stat: int = 0
+    keep: bool = False
+    """MAX and ARGMAX go on from S[stat] (and the index register) instead of from nothing: an argmax over several tiles."""
+    base: int = 0
+    """Index of element 0, for ARGMAX."""
     drain: bool = True
+    """Begin when all before it are written; False is honoured where the path (4.5) is that of the instruction before."""
 
 
 @dataclass(frozen=True, slots=True)
