@@ -39,6 +39,8 @@ from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text
 
 __all__ = ["Bench", "Fault", "Golden", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
 
+DRAM = Path(__file__).parent / "dram"
+"""Folder of the DRAM model's cells, a module that only simulations have."""
 FAULT_KINDS = ("flip", "drop", "delay")
 
 
@@ -141,7 +143,8 @@ class Bench:
                     raise ValueError(f"a port and a boundary inside are called {group}.{tap}")
                 self._recorded[group][tap] = Port(f"{group}.{tap}", width, is_input=False, has_ready=False)
         self._waves = waves
-        self._built = simulator.build(rtlil + library_text(rtlil), lambda: from_rtlil(rtlil), optimization=optimization, waves=waves)
+        models = library_text(rtlil, DRAM)
+        self._built = simulator.build(rtlil + library_text(rtlil) + models, lambda: from_rtlil(rtlil) + models, optimization=optimization, waves=waves)
         return self._built
 
     def run(

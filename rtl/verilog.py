@@ -29,9 +29,9 @@ def emit_rtlil(component: Any, name: str = "top", *, ports: dict[str, Any] | Non
     return rtlil.convert(component, name=name, ports=ports, emit_src=False)
 
 
-def library_text(text: str) -> str:
-    """The hand-written modules that a text, RTLIL or Verilog, instantiates."""
-    return "".join("\n" + path.read_text() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\b{path.stem} ", text))
+def library_text(text: str, folder: Path = LIBRARY) -> str:
+    """The hand-written modules of a folder that a text, RTLIL or Verilog, instantiates."""
+    return "".join("\n" + path.read_text() for path in sorted(folder.glob("*.v")) if re.search(rf"\b{path.stem} ", text))
 
 
 def from_rtlil(text: str) -> str:
