@@ -33,6 +33,7 @@ __all__ = [
     "mul",
     "neg",
     "partial_sum",
+    "saturate",
     "sqrt",
     "sub",
     "to_float64",
@@ -153,6 +154,12 @@ def from_float64(F: FloatFormat, x: ArrayLike) -> Bits:
         magnitude = ((rounded & ((1 << 63) - 1)) >> shift) - ((1023 - F.bias) << F.mantissa)
         bits = _finish(F, magnitude, np.where(raw < 0, F.sign, 0), np.isnan(value))
     return bits.reshape(np.shape(x))
+
+
+def saturate(F: FloatFormat, bits: ArrayLike) -> Bits:
+    """The largest finite number of the same sign instead of an infinity."""
+    x = np.asarray(bits, dtype=np.uint32)
+    return np.where((x & np.uint32(F.magnitude)) == F.infinity, x - np.uint32(1), x).astype(np.uint32)
 
 
 def convert(Fin: FloatFormat, Fout: FloatFormat, bits: ArrayLike) -> Bits:

@@ -137,6 +137,8 @@ class FloatConvert(wiring.Component):
     Parameters
     ----------
     source, target : :class:`FloatFormat`
+    saturate : bool
+        The largest finite number instead of an infinity.
 
     Members
     -------
@@ -144,8 +146,8 @@ class FloatConvert(wiring.Component):
     y : ``Out(target.bits)``
     """
 
-    def __init__(self, *, source: FloatFormat, target: FloatFormat):
-        self.source, self.target = source, target
+    def __init__(self, *, source: FloatFormat, target: FloatFormat, saturate: bool = False):
+        self.source, self.target, self.saturate = source, target, saturate
         self.latency = FLOAT_LATENCY["convert"]
         super().__init__({"a": In(source.bits), "y": Out(target.bits)})
 
@@ -154,7 +156,11 @@ class FloatConvert(wiring.Component):
         a = fields(m, self.source, self.a, "a")
         rebias = self.target.bias - self.source.bias
         wide = wire(m, a.exponent + C(rebias, signed(10)), "wide")
-        y = round_pack(m, self.target, sign=a.sign, exponent=wide, significand=a.significand, zero=a.zero, inf=a.inf, nan=a.nan, name="round")
+        F = self.target
+        y = round_pack(m, F, sign=a.sign, exponent=wide, significand=a.significand, zero=a.zero, inf=a.inf, nan=a.nan, name="round")
+        if self.saturate:
+            y = wire(m, y, "rounded")
+            y = Mux(y[:-1] == F.infinity, Cat(C(F.max_finite, F.bits - 1), y[-1]), y)
         m.d.comb += self.y.eq(register(m, y, "y_1"))
         return m
 

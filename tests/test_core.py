@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lutra.cosim.core import CoreBench
 from lutra.cosim.harness import Fault
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.ternary import executor
+from lutra.hls_models.ternary.config import KvFormat
 from lutra.hls_models.ternary.core_cycles import CoreTiming
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import LoadTarget, Unit
@@ -23,8 +25,9 @@ SOAK_TOPS = 6  # of two cores each
 
 
 def cores(number: int) -> list[core.Small]:
+    """Two cores, the first with an int8 cache, the second with one of 16-bit floats."""
     rng = np.random.default_rng([MASTER_SEED, number])
-    return [core.small(rng) for _ in range(2)]
+    return [core.small(rng, kv_format) for kv_format in get_args(KvFormat)]
 
 
 @pytest.fixture(scope="module")

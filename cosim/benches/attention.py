@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.cosim.harness import Bench, Fault, Recording, Stimulus, compare
-from lutra.hls_models.floats import E8M11, FP32, FloatFormat, from_float64
+from lutra.hls_models.floats import E8M11, FP16, FP32, FloatFormat, from_float64
 from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig, KvCache, attend, read_addresses, write_addresses
 from lutra.hls_models.ternary.attention_cycles import attention_cycles
@@ -21,11 +21,14 @@ SMALLEST = AttentionConfig(heads=1, kv_heads=1, head_dim=1, layers=1, context=1,
 
 
 def configurations(seed: int, count: int = 12) -> list[AttentionConfig]:
-    """Sizes derived from the seed; the first is the smallest that is legal, the second one of the widest (most are narrow: lanes cost compile time)."""
+    """Sizes derived from the seed; the first two are the smallest that are legal, two more of the widest (most are narrow: lanes cost compile time).
+
+    Of both pairs one is int8 and one fp16, the others are any.
+    """
     rng = np.random.default_rng(seed)
-    out = [SMALLEST]
+    out = [SMALLEST, SMALLEST.model_copy(update={"kv_format": "fp16"})]
     while len(out) < count:
-        wide = len(out) == 1
+        wide = len(out) in (2, 3)
         lanes = 8 if wide else int(rng.choice([1, 2, 2, 3, 4]))
         kv_heads = int(rng.integers(1, 4))
         head_dim = 32 if wide else lanes * int(rng.integers(1, 16 // lanes + 1))
@@ -42,6 +45,7 @@ def configurations(seed: int, count: int = 12) -> list[AttentionConfig]:
                 vector_lanes=lanes,
                 format=FloatFormat(8, int(rng.integers(7, 13))) if rng.integers(4) == 0 else E8M11,
                 partials=int(rng.choice([8, 16])),
+                kv_format=("int8", "fp16")[int(rng.integers(2)) if len(out) > 3 else len(out) - 2],
             )
         )
     return out
@@ -81,9 +85,31 @@ def _passes(config: AttentionConfig, rng: np.random.Generator, limit: int) -> li
     return out
 
 
-def _rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, data: str) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
+def _float_rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, data: str) -> NDArray[np.uint16]:
+    """Patterns of fp16 (tokens, heads + 2 * kv_heads, head_dim) of the same kinds; the scales beside them are noise."""
+    values = config.heads + config.kv_heads
+    shape = (tokens, values + config.kv_heads, config.head_dim)
+    x = rng.normal(0, 1.5, shape)
+    if data == "zero_values":
+        x[:, values:] *= 0
+    elif data == "equal_scores":
+        x[:, config.heads : values] = 1
+    elif data == "huge_scales":
+        x *= 2.0 ** rng.uniform(-8, 16, shape)
+    elif data == "tiny_weights":
+        x[:, values:] *= 2.0 ** rng.uniform(-16, -8, x[:, values:].shape)
+    bits = from_float64(FP16, x)
+    if data == "special_scales":
+        odd = rng.integers(0, 4 * config.head_dim, shape) == 0
+        bits = np.where(odd, rng.choice(np.array([0, FP16.infinity, FP16.nan, FP16.sign, FP16.sign | FP16.infinity, 1, FP16.max_finite]), shape), bits)
+    return bits.astype(np.uint16)
+
+
+def _rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, data: str) -> tuple[NDArray[np.integer], NDArray[np.uint32]]:
     """Codes (tokens, heads + 2 * kv_heads, head_dim) and their scales."""
     groups, values = config.heads + 2 * config.kv_heads, config.heads + config.kv_heads
+    if config.kv_format == "fp16":
+        return _float_rows(config, rng, tokens, data), rng.integers(0, 1 << 32, (tokens, groups)).astype(np.uint32)
     codes = rng.integers(-127, 128, (tokens, groups, config.head_dim)).astype(np.int8)
     scales = from_float64(FP32, rng.uniform(0.002, 0.05, (tokens, groups)))
     if data == "zero_values":
@@ -141,12 +167,12 @@ def case(config: AttentionConfig, rng: np.random.Generator, *, limit: int = 6, d
     return Case(config, plain, payloads, not_before, ready, attention_cycles(config, plain, not_before, ready))
 
 
-def _beats(config: AttentionConfig, rng: np.random.Generator, codes: NDArray[np.int8], scales: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _beats(config: AttentionConfig, rng: np.random.Generator, codes: NDArray[np.integer], scales: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Code beats; fields that the unit must not depend on are noise, such as the scale beside all but a head's last beat."""
     beats = codes.reshape(-1, config.vector_lanes)
     noise = rng.integers(0, 256, (5, len(beats)))
     scale = np.where(np.arange(len(beats)) % config.head_beats == config.head_beats - 1, np.repeat(scales.ravel(), config.head_beats), noise[0])
-    return pack((beats, 8), (scale, 32), (noise[1] % 4, 2), (noise[2], 8), (noise[3], 8), (noise[4] % 2, 1), (noise[1] % 2, 1))
+    return pack((beats, config.code_bits), (scale, 32), (noise[1] % 4, 2), (noise[2], 8), (noise[3], 8), (noise[4] % 2, 1), (noise[1] % 2, 1))
 
 
 def play(built: Bench, cases: Mapping[str, Case], faults: Sequence[Fault] = ()) -> dict[str, dict[str, Recording]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lutra.cosim.core import CoreBench, Job, Turn
 from lutra.hls_models.shape import ModelShape
-from lutra.hls_models.ternary.config import CoreConfig
+from lutra.hls_models.ternary.config import CoreConfig, KvFormat
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.program import Program
 from lutra.mapping.lower import compile_model
@@ -25,7 +25,7 @@ class Small:
     program: Program
 
 
-def small(rng: np.random.Generator) -> Small:
+def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
     """A core and a model of random small sizes: lanes, tables, heads, groups, activations, non-multiples of every size."""
     v: Literal[2, 4] = 4 if rng.integers(2) else 2
     kv_heads, group = int(rng.integers(1, 3)), int(rng.integers(1, 4))
@@ -65,6 +65,7 @@ def small(rng: np.random.Generator) -> Small:
         rope_rows=max(8, chunk * head_dim // v) + 8,
         best=int(rng.integers(1, 6)),
         queue=int(rng.integers(2, 5)),
+        kv_format=kv_format,
     )
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))

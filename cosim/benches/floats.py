@@ -111,6 +111,11 @@ def _convert(source: FloatFormat, target: FloatFormat) -> Case:
     return Case(rtl_floats.FloatConvert(source=source, target=target), (source,), lambda a: floats.convert(source, target, a))
 
 
+def _saturate(source: FloatFormat, target: FloatFormat) -> Case:
+    component = rtl_floats.FloatConvert(source=source, target=target, saturate=True)
+    return Case(component, (source,), lambda a: floats.saturate(target, floats.convert(source, target, a)))
+
+
 def configurations() -> dict[str, Case]:
     """Every pipelined component in the formats that matter, by name."""
     found: dict[str, Case] = {}
@@ -134,6 +139,8 @@ def configurations() -> dict[str, Case]:
         found[f"to_int_{F}_{-low}_{high}"] = _to_int(F, low, high)
     for source, target in ((FP32, E8M11), (E8M11, FP32), (FP32, BF16), (FP32, FP16), (FP16, FP32), (FP32, E4M3), (E8M11, FP16), (FP16, E8M11), (E8M11, E8M11)):
         found[f"convert_{source}_{target}"] = _convert(source, target)
+    for source, target in ((E8M11, FP16), (FP16, FP16), (FP32, E4M3)):
+        found[f"saturate_{source}_{target}"] = _saturate(source, target)
     for F in (E8M11, FP16, E8M12):
         found[f"exp2_{F}"] = Case(rtl_functions.Exp2(format=F), (FP32,), lambda a, F=F: functions.exp2(a, F))
     for F in (E8M11, FP16, E8M12, E4M3, E2M1):

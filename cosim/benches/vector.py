@@ -21,17 +21,18 @@ Bits = NDArray[np.uint32]
 
 
 def configurations(seed: int, count: int = 12) -> list[VectorConfig]:
-    """The smallest unit, the tiny preset's, other formats, many lanes (6 or 8); every other size is drawn from the seed."""
+    """The smallest unit, the tiny preset's, other formats, many lanes (6 or 8); every other size is drawn from the seed. A third feeds ATTEND floats."""
     rng = np.random.default_rng(seed)
     found = [
         VectorConfig(lanes=2, max_tokens=1, max_columns=2, hidden=2, head_dim=2, params_rows=4, rope_rows=1, max_groups=1, dividers=1, accumulator_bits=2),
         VectorConfig(lanes=4, activation="relu2"),
         _draw(rng, 2, "relu2", BF16),
-        _draw(rng, 2, "relu2", FP16),
+        _draw(rng, 2, "relu2", FP16).model_copy(update={"kv_format": "fp16"}),
         _draw(rng, (8, 6)[seed // 2 % 2], "silu", E8M11),
     ]
     while len(found) < count:  # two lanes: the sizes matter here, and more lanes take longer to build
-        found.append(_draw(rng, 2, ("relu2", "silu")[len(found) % 2], E8M11))
+        kv_format = "int8" if len(found) % 3 else "fp16"
+        found.append(_draw(rng, 2, ("relu2", "silu")[len(found) % 2], E8M11).model_copy(update={"kv_format": kv_format}))
     return found[:count]
 
 
@@ -141,7 +142,7 @@ def pack_codes(config: VectorConfig, job: VectorJob, result: Requantised) -> Bit
     token, group, beat = (index.reshape(-1) for index in np.indices((n, groups, per_group)))
     group_last = beat == per_group - 1
     return pack(
-        (beats.reshape(-1, config.lanes), 8),
+        (beats.reshape(-1, config.lanes), config.code_bits),
         (np.repeat(result.scales.reshape(-1), per_group), 32),
         (np.full(len(token), job.fields["destination"]), 2),
         (token, 8),

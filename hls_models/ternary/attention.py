@@ -6,16 +6,17 @@ cache keeps its natural order and the loop over key tiles is what runs backwards
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
-from lutra.hls_models.floats import E8M11, FLOAT_LATENCY, FP32, FloatFormat, from_float64, to_float64
+from lutra.hls_models.floats import E8M11, FLOAT_LATENCY, FP16, FP32, FloatFormat, from_float64, to_float64
 from lutra.hls_models.functions import MAX_MANTISSA, exp2
 from lutra.hls_models.streams import pack
+from lutra.hls_models.ternary.config import KvFormat
 
 __all__ = ["AttentionConfig", "KvCache", "attend", "read_addresses", "reference", "write_addresses"]
 
@@ -31,8 +32,12 @@ STORED_ITEMS = 4
 class AttentionConfig(Config):
     """Sizes of one ATTEND unit.
 
-    One key per clock: ``head_dim`` multipliers for scores and as many for values. In the steady state an item (a query row and a key tile) takes its number of
-    keys plus one clock, at least ``FLOAT_LATENCY["divsqrt"] + 1`` (the serial divider that scales its weights).
+    int8: one key per clock, ``head_dim`` multipliers for scores and as many for values. In the steady state an item (a query row and a key tile) takes its
+    number of keys plus one clock, at least ``FLOAT_LATENCY["divsqrt"] + 1`` (the serial divider that scales its weights).
+
+    fp16: one key per ``key_clocks``, ``key_lanes`` multipliers and adders for scores and as many for values. A sum of values over keys goes round an adder: a
+    key takes that adder's latency at least, so that no more lanes are built than it keeps busy. An item takes ``key_clocks`` per key and one, at least
+    ``FLOAT_LATENCY["divsqrt"] + 1`` (the divider of its denominator).
     """
 
     heads: int = Field(ge=1, le=256, description="query heads")
@@ -45,7 +50,7 @@ class AttentionConfig(Config):
     vector_lanes: int = Field(ge=1, le=64, description="codes and values per beat (V)")
     format: FloatFormat = Field(default=E8M11, description="of probabilities and values (F)")
     partials: int = Field(default=8, ge=1, le=64, description="partial sums of a denominator (A)")
-    kv_format: Literal["int8"] = Field(default="int8", description="number format of cached keys and values")
+    kv_format: KvFormat = Field(default="int8", description="number format of queries, keys and values")
 
     @property
     def group(self) -> int:
@@ -56,6 +61,33 @@ class AttentionConfig(Config):
     def head_beats(self) -> int:
         """Beats of one head's codes or values."""
         return self.head_dim // self.vector_lanes
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of an element of a query, key or value."""
+        return 16 if self.kv_format == "fp16" else 8
+
+    @property
+    def row_bits(self) -> int:
+        """Width of the key/value memory: a head's elements, in int8 with their fp32 scale."""
+        return self.code_bits * self.head_dim + (0 if self.kv_format == "fp16" else FP32.bits)
+
+    @property
+    def key_steps(self) -> int:
+        """Parts in which a key or value is worked on: of fp16 the fewest that divide the beats and keep the adder busy, if so many there are."""
+        if self.kv_format == "int8":
+            return 1
+        return next((steps for steps in range(FLOAT_LATENCY["add"], self.head_beats + 1) if self.head_beats % steps == 0), self.head_beats)
+
+    @property
+    def key_clocks(self) -> int:
+        """Clocks that a key takes."""
+        return 1 if self.kv_format == "int8" else max(self.key_steps, FLOAT_LATENCY["add"])
+
+    @property
+    def key_lanes(self) -> int:
+        """Elements of a key that are worked on in a clock."""
+        return self.head_dim // self.key_steps
 
     @property
     def rows(self) -> int:
@@ -103,20 +135,21 @@ class AttentionConfig(Config):
 
 @dataclass
 class KvCache:
-    """Keys and values of all layers: int8 ``codes`` (layers, kv_heads, context, 2, head_dim) and fp32 ``scales`` (layers, kv_heads, context, 2); K is 0, V 1.
+    """Keys and values of all layers: ``codes`` (layers, kv_heads, context, 2, head_dim) and fp32 ``scales`` (layers, kv_heads, context, 2); K is 0, V 1.
 
-    Flattened over all but head_dim, both are in the order of the memory's rows.
+    ``codes`` are int8, or uint16 patterns of fp16, which have no scales in the memory. Flattened over all but head_dim, both are in the order of its rows.
     """
 
-    codes: NDArray[np.int8]
+    codes: NDArray[np.integer]
     scales: Bits
+    kv_format: KvFormat
 
     @classmethod
     def empty(cls, config: AttentionConfig) -> "KvCache":
         shape = (config.layers, config.kv_heads, config.context, 2)
-        return cls(np.zeros((*shape, config.head_dim), np.int8), np.zeros(shape, np.uint32))
+        return cls(np.zeros((*shape, config.head_dim), np.uint16 if config.kv_format == "fp16" else np.int8), np.zeros(shape, np.uint32), config.kv_format)
 
-    def store(self, layer: int, position: int, codes: NDArray[np.int8], scales: Bits) -> None:
+    def store(self, layer: int, position: int, codes: NDArray[np.integer], scales: Bits) -> None:
         """Rows of a pass: codes (n, 2 * kv_heads, head_dim) and scales (n, 2 * kv_heads) in the order of the code beats, all K heads before all V heads."""
         n = len(codes)
         pair = np.asarray(codes).reshape(n, 2, -1, self.codes.shape[-1])
@@ -124,9 +157,12 @@ class KvCache:
         self.scales[layer, :, position : position + n] = np.asarray(scales).reshape(n, 2, -1).transpose(2, 0, 1)
 
     def rows(self, addresses: NDArray[np.int64], *, with_address: bool = False) -> Bits:
-        """Payload words of the memory's rows at ``addresses``: {scale, codes}, or {address, scale, codes} as they are written."""
+        """Payload words of the memory's rows at ``addresses``: {scale, codes} or {codes} of fp16, with the address before them as they are written."""
+        head = [(addresses, ADDRESS_BITS)] if with_address else []
         codes = self.codes.reshape(-1, self.codes.shape[-1])[addresses]
-        return pack(*([(addresses, ADDRESS_BITS)] if with_address else []), (self.scales.ravel()[addresses], 32), (codes, 8))
+        if self.kv_format == "fp16":
+            return pack(*head, (codes, 16))
+        return pack(*head, (self.scales.ravel()[addresses], 32), (codes, 8))
 
 
 def write_addresses(config: AttentionConfig, layer: int, tokens: int, position: int) -> NDArray[np.int64]:
@@ -177,13 +213,50 @@ def _denominators(p: Real, partials: int) -> Real:
     return sums[..., 0]
 
 
-def attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Bits:
+def _tree(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Balanced tree over the last axis: sums of fp16 products, which are multiples of 2^-48, so that float32 rounds them as the hardware does."""
+    while (n := x.shape[-1]) > 1:
+        even = n - n % 2
+        x = np.concatenate([x[..., 0:even:2] + x[..., 1:even:2], x[..., even:]], axis=-1)
+    return x[..., 0]
+
+
+def _float_scores(config: AttentionConfig, q: Real, k: Real) -> Real:
+    """(rows, keys) dot products of fp16 values, exact products summed in a tree over the lanes of a step and then in one over the steps."""
+    parts = (q.astype(np.float32)[:, None] * one.astype(np.float32) for one in np.split(k, range(config.key_tile, len(k), config.key_tile)))
+    sums = [_tree(_tree(part.reshape(*part.shape[:2], config.key_steps, config.key_lanes))) for part in parts]
+    return np.concatenate(sums, axis=1).astype(np.float64)
+
+
+def _float_terms(p: Real, valid: NDArray[np.bool_], v: Real) -> Real:
+    """(tiles, rows, head_dim) sums of f32(p_j * v_jd) over the keys of each tile in their order, from +0; p (rows, tiles, keys), v (tiles, keys, head_dim)."""
+    sums = np.zeros((p.shape[1], p.shape[0], v.shape[-1]))
+    for j in range(v.shape[1]):
+        seen = valid[:, :, j].T[..., None]
+        sums = np.where(seen, _f32(sums + _f32(p[:, :, j].T[..., None] * v[:, None, j])), sums)
+    return sums
+
+
+def _integer_terms(p: Real, valid: NDArray[np.bool_], v: Real, sv: Real) -> Real:
+    """The same in integers: weights w_j = f32(p_j * sv_j) as 8-bit codes of one scale per row and tile; sv (tiles, keys)."""
+    w = np.where(valid, _f32(p * sv), 0.0)
+    largest = np.fmax.reduce(w, axis=2, initial=0.0)
+    nothing = largest < TINY
+    inverse = np.where(nothing, 0.0, _f32(255.0 / largest))
+    scale = np.where(nothing, 0.0, _f32(largest * np.float64(np.float32(1 / 255))))
+    c = np.rint(_f32(w * inverse[:, :, None]))
+    c = np.where(np.isnan(c), 0.0, np.clip(c, 0, 255))
+    products = np.einsum("rtj,tjd->trd", c, v, optimize=True)
+    return _f32(_f32(products) * scale.T[:, :, None])
+
+
+def attend(config: AttentionConfig, q_codes: NDArray[np.integer], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Bits:
     """Attention of a pass whose own keys and values are already in the cache.
 
     Parameters
     ----------
     q_codes, q_scales
-        (n, heads, head_dim) int8 and (n, heads) fp32 bits of the tokens at ``position`` … position + n - 1.
+        (n, heads, head_dim) int8 (or patterns of fp16, uint16) and (n, heads) fp32 bits of the tokens at ``position`` … position + n - 1.
 
     Returns
     -------
@@ -193,12 +266,13 @@ def attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, c
         return _attend(config, q_codes, q_scales, cache, layer, position)
 
 
-def _attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Bits:
+def _attend(config: AttentionConfig, q_codes: NDArray[np.integer], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Bits:
     n, F, TL = len(q_codes), config.format, config.key_tile
     end = position + n
     tiles = -(-end // TL)
     rows = n * config.group
-    codes, scales = cache.codes[layer, :, :end], to_float64(FP32, cache.scales[layer, :, :end])
+    codes, scales = _values(config, cache.codes[layer, :, :end]), to_float64(FP32, cache.scales[layer, :, :end])
+    floating = config.kv_format == "fp16"
     out = np.empty((n, config.kv_heads, config.group * config.head_dim), np.uint32)
     limit = position + 1 + np.repeat(np.arange(n), config.group)  # keys that a row sees
     valid = (np.arange(tiles * TL) < limit[:, None]).reshape(rows, tiles, TL)
@@ -207,12 +281,16 @@ def _attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, 
 
     for head in range(config.kv_heads):
         own = slice(head * config.group, (head + 1) * config.group)
-        q = q_codes[:, own].reshape(rows, config.head_dim).astype(np.float64)
-        sq = to_float64(FP32, q_scales[:, own]).reshape(rows, 1)
-        k, v = (np.pad(codes[head, :, i].astype(np.float64), ((0, pad), (0, 0))) for i in (0, 1))
-        sk, sv = (np.pad(scales[head, :, i], (0, pad)) for i in (0, 1))
-
-        score = np.where(valid, _f32(_f32(q @ k.T) * _f32(sq * sk)).reshape(rows, tiles, TL), -np.inf)
+        q = _values(config, q_codes[:, own].reshape(rows, config.head_dim))
+        k, v = (np.pad(codes[head, :, i], ((0, pad), (0, 0))) for i in (0, 1))
+        v = v.reshape(tiles, TL, -1)
+        if floating:
+            score = _float_scores(config, q, k)
+        else:
+            sq = to_float64(FP32, q_scales[:, own]).reshape(rows, 1)
+            sk, sv = (np.pad(scales[head, :, i], (0, pad)) for i in (0, 1))
+            score = _f32(_f32(q @ k.T) * _f32(sq * sk))
+        score = np.where(valid, score.reshape(rows, tiles, TL), -np.inf)
         top = np.fmax.reduce(score, axis=2, initial=-np.inf)
         if n == 1:  # two passes: every tile sees the maximum of all
             maximum = np.broadcast_to(np.fmax.reduce(top, axis=1, keepdims=True), top.shape)
@@ -224,15 +302,7 @@ def _attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, 
             order, rescale = range(tiles - 1, -1, -1), np.where(first, 1.0, _exp2(F, _f32(older - maximum)))
         p = np.where(valid, _exp2(F, _f32(score - maximum[:, :, None])), 0.0)
         sums = _denominators(p, config.partials)
-        w = np.where(valid, _f32(p * sv.reshape(tiles, TL)), 0.0)
-        largest = np.fmax.reduce(w, axis=2, initial=0.0)
-        nothing = largest < TINY
-        inverse = np.where(nothing, 0.0, _f32(255.0 / largest))
-        scale = np.where(nothing, 0.0, _f32(largest * np.float64(np.float32(1 / 255))))
-        c = np.rint(_f32(w * inverse[:, :, None]))
-        c = np.where(np.isnan(c), 0.0, np.clip(c, 0, 255))
-        products = np.einsum("rtj,tjd->trd", c, v.reshape(tiles, TL, -1), optimize=True)
-        terms = _f32(_f32(products) * scale.T[:, :, None])
+        terms = _float_terms(p, valid, v) if floating else _integer_terms(p, valid, v, sv.reshape(tiles, TL))
 
         denominator, o = np.zeros(rows), np.zeros((rows, config.head_dim))
         for t in order:
@@ -244,13 +314,20 @@ def _attend(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, 
     return out.reshape(n, -1)
 
 
-def reference(config: AttentionConfig, q_codes: NDArray[np.int8], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Real:
+def _values(config: AttentionConfig, codes: NDArray[np.integer]) -> Real:
+    """Codes as float64, without their scale if they have one."""
+    return to_float64(FP16, codes) if config.kv_format == "fp16" else codes.astype(np.float64)
+
+
+def reference(config: AttentionConfig, q_codes: NDArray[np.integer], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Real:
     """The same attention in float64 (softmax of base 2 over the dequantised codes): what ``attend`` approximates."""
     n = len(q_codes)
     end = position + n
-    scales = to_float64(FP32, cache.scales[layer, :, :end])[..., None]
-    k, v = np.moveaxis(cache.codes[layer, :, :end] * scales, 2, 0)
-    q = (q_codes * to_float64(FP32, q_scales)[..., None]).reshape(n, config.kv_heads, config.group, -1)
+    q, both = _values(config, q_codes), _values(config, cache.codes[layer, :, :end])
+    if config.kv_format == "int8":
+        q, both = q * to_float64(FP32, q_scales)[..., None], both * to_float64(FP32, cache.scales[layer, :, :end])[..., None]
+    k, v = np.moveaxis(both, 2, 0)
+    q = q.reshape(n, config.kv_heads, config.group, -1)
     score = np.einsum("nhgd,hjd->hngj", q, k)
     score = np.where(np.arange(end) <= position + np.arange(n)[:, None, None], score, -np.inf)
     p = np.exp2(score - score.max(axis=-1, keepdims=True))

@@ -7,12 +7,14 @@ registered counters); the rest are the pipelines' lengths:
 
     stage        taken no earlier than one clock after                                 ends
     tile         the last request before, a free half of its buffer                    with its last row
-    scores       last key of the item before, tile, room for scores, room for maximum  keys later, its maximum SCORE clocks after that
-    softmax      last score of the item before, tile, maximum, a place for w, for p    keys later; w follows by 1 + EXP2 + mul, sums by 1 + EXP2 + convert + add
-    quotients    operand, result before                                                divsqrt later
+    scores       last key of the item before, tile, room for scores, room for maximum  keys later, its maximum ``score`` clocks after that
+    softmax      last score of the item before, tile, maximum, a place for w, for p    as many clocks later; w follows by ``weight``, sums by SUMS
+    quotients    operand, result before                                                divsqrt later (int8 only)
     denominator  sums, the one before                                                  partials + (levels + 1) * add later
-    products     quotient, last weight of the item before, place for P                 keys later, P by mul + to_int + 1
-    output       P, 1 / denominator, last write of the item before, room for values    head_beats + from_int + mul + add later
+    products     quotient or weights, last one of the item before, place for P         keys later, P by ``product``
+    output       P, 1 / denominator, last write of the item before, room for values    head_beats + ``update`` later
+
+Scores and products spend ``key_clocks`` on a key, the softmax one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +39,33 @@ WALK = 2  # from START to the first tile or item on offer: its position, then it
 QUEUE = 1  # the queue of values
 MUL, ADD, DIVSQRT = FLOAT_LATENCY["mul"], FLOAT_LATENCY["add"], FLOAT_LATENCY["divsqrt"]
 EXP2 = ADD + FUNCTION_LATENCY["exp2"]  # subtraction and exp2
-WEIGHT = 1 + EXP2 + MUL  # from an item's last score's read (synchronous) to its last weight
-SUMS = 1 + EXP2 + FLOAT_LATENCY["convert"] + ADD  # … to its last partial sum
-CODE = MUL + FLOAT_LATENCY["to_int"]  # from a weight's read to its code; the row of V is read one clock before that
-UPDATE = FLOAT_LATENCY["from_int"] + MUL + ADD  # from a beat of P to the written output
-VALUE = UPDATE + MUL + FLOAT_LATENCY["convert"]  # … to the queue of values
+SUMS = 1 + EXP2 + FLOAT_LATENCY["convert"] + ADD  # from an item's last score's read (synchronous) to its last partial sum
+
+
+class AttentionLatencies:
+    """What depends on the number format.
+
+    ``score``: from the last clock of an item's last key in the scores stage to its maximum; ``weight``: from its last score's read to its last weight;
+    ``product``: from the last clock of its last key in the products stage to P, ``release``: … to the strobe that frees the tile of V; ``update``: from a
+    beat of P to the written output, ``value``: … to the queue of values.
+    """
+
+    def __init__(self, config: AttentionConfig) -> None:
+        if config.kv_format == "int8":
+            # Key and product registers, a register per level of the tree, conversion, scale.
+            self.score = 2 + (config.head_dim - 1).bit_length() + FLOAT_LATENCY["from_int"] + MUL
+            self.weight = 1 + EXP2 + MUL
+            code = MUL + FLOAT_LATENCY["to_int"]  # from a weight's read to its code; the row of V is read one clock before that
+            self.product, self.release = code + 1, code - 1
+            self.update = FLOAT_LATENCY["from_int"] + MUL + ADD
+        else:
+            spare = config.key_clocks - config.key_steps  # clocks of a key after its last step
+            levels = (config.key_lanes - 1).bit_length() + (config.key_steps - 1).bit_length()
+            self.score = 1 + MUL + levels * ADD - spare  # key register, product, an adder per level of both trees
+            self.weight = 1 + EXP2  # p itself
+            self.product, self.release = 1 + MUL + ADD - spare, 0  # weight and row register, product, sum
+            self.update = 1 + MUL + ADD  # the output's read
+        self.value = self.update + MUL + FLOAT_LATENCY["convert"]
 
 
 class Memory(Protocol):
@@ -140,8 +164,8 @@ class Schedule:
     def __init__(self, config: AttentionConfig, tokens: int, position: int, start: int, memory: Memory, sink: Sink) -> None:
         self.config, self.memory, self.sink = config, memory, sink
         self.prefill = tokens != 1
-        self.levels = (config.head_dim - 1).bit_length()
-        self.score = 2 + self.levels + FLOAT_LATENCY["from_int"] + MUL  # key and product registers, a register per level
+        self.latencies = AttentionLatencies(config)
+        self.divides = config.kv_format == "int8"  # 255 by the largest weight
         self.denominator = config.partials + config.partials.bit_length() * ADD
         ready = start + WALK
         self.next_tile = ready
@@ -191,7 +215,7 @@ class Schedule:
         loaded.append(end)
 
     def _score(self, row: Row) -> None:
-        keys, places = row.keys, self.config.maximum_depth
+        keys, clocks, places = row.keys, row.keys * self.config.key_clocks, self.config.maximum_depth
         take = max(self.next_score, self.loaded[0][-1] + 1)
         self.scored += keys
         if self.scored > self.config.score_depth:
@@ -201,13 +225,13 @@ class Schedule:
         if self.prefill or row.last:
             if len(self.maxima) >= places:
                 take = max(take, self.popped[len(self.maxima) - places] + 1)
-            self.maxima.append(take + keys + self.score)
-        self.next_score = take + keys + 1
+            self.maxima.append(take + clocks + self.latencies.score)
+        self.next_score = take + clocks + 1
         if row.tile_end:
-            self.released[0].append(take + keys)
+            self.released[0].append(take + clocks)
 
     def _attend(self, row: Row) -> None:
-        keys, beats = row.keys, self.config.head_beats
+        keys, beats, latencies = row.keys, self.config.head_beats, self.latencies
         take = max(self.next_softmax, self.loaded[1][-1] + 1, self.weights_end[-STORED_ITEMS] + 1, self.sums_end[-STORED_ITEMS] + 1)
         if self.prefill or row.first:
             take = max(take, self.maxima[len(self.popped)] + 1)
@@ -217,25 +241,25 @@ class Schedule:
         self.next_softmax = end + 1
         self.freed.append(((self.freed[-1][0] if self.freed else 0) + keys, end))
 
-        self.quotient = max(end + WEIGHT, self.quotient) + 1 + DIVSQRT
+        self.quotient = max(end + latencies.weight, self.quotient) + 1 + DIVSQRT if self.divides else end + latencies.weight
         self.summed = max(end + SUMS, self.summed) + 1 + self.denominator
         self.inverse = max(self.summed, self.inverse) + 1 + DIVSQRT
         self.sums_end.append(self.summed)
 
-        end = max(self.quotient + 1, self.next_product, self.outputs[-2] + 1) + keys
+        end = max(self.quotient + 1, self.next_product, self.outputs[-2] + 1) + keys * self.config.key_clocks
         self.next_product = end + 1
         self.weights_end.append(end)
         if row.tile_end:
-            self.released[1].append(end + CODE - 1)
+            self.released[1].append(end + latencies.release)
 
-        output = max(end + CODE + 2, self.inverse + 1, self.next_output)
+        output = max(end + latencies.product + 1, self.inverse + 1, self.next_output)
         if row.last:
             # Two heads' values fit the queue: the beat that makes room for this one's last is two heads back.
             if len(self.values) >= 2 * beats:
                 output = max(output, self.values[len(self.values) - beats - 1] + 1)
-            self.values += self.sink.take(output + 1 + VALUE, beats)
+            self.values += self.sink.take(output + 1 + latencies.value, beats)
         self.outputs.append(output)
-        self.next_output = output + beats + UPDATE + 1
+        self.next_output = output + beats + latencies.update + 1
 
 
 def _tiles(config: AttentionConfig, tokens: int, position: int) -> list[Tile]:

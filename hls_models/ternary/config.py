@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 from lutra.hls_models.config import Config
 from lutra.hls_models.floats import FloatFormat
 
-__all__ = ["CoreConfig"]
+__all__ = ["CoreConfig", "KvFormat"]
+
+KvFormat = Literal["int8", "fp16"]
+"""Numbers in which ATTEND stores keys and values, and takes queries: 8-bit codes with a scale per head, or 16-bit floats."""
 
 
 class CoreConfig(Config):
@@ -31,6 +34,7 @@ class CoreConfig(Config):
     beat_bytes: int = Field(ge=1, le=512, description="memory port width in bytes (B)")
     params_rows: int = Field(ge=8, description="rows of V values buffered ahead for gains and scales")
     rope_rows: int = Field(ge=8, description="rows of V/2 (cos, sin) pairs buffered ahead")
+    kv_format: KvFormat = Field("int8", description="numbers of the key/value cache")
     partials: Literal[8, 16] = Field(8, description="fp32 partial sums of long reductions (A)")
     best: int = Field(8, ge=1, le=64, description="logits kept for the host, best first")
     queue: int = Field(4, ge=2, le=16, description="instructions queued per unit")

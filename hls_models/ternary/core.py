@@ -92,6 +92,7 @@ class CoreSpec(Config):
             params_rows=c.params_rows,
             rope_rows=c.rope_rows,
             max_groups=shape.heads + 2 * shape.kv_heads,
+            kv_format=c.kv_format,
         )
 
     @cached_property
@@ -108,6 +109,7 @@ class CoreSpec(Config):
             vector_lanes=c.vector_lanes,
             format=c.format,
             partials=c.partials,
+            kv_format=c.kv_format,
         )
 
     @cached_property

@@ -249,7 +249,7 @@ class Executor:
         if f["destination"] == Destination.ATTEND:
             self._qkv = result
         else:
-            self._codes, self._code_scales = result.codes, result.scales
+            self._codes, self._code_scales = result.codes.astype(np.int8, copy=False), result.scales
 
     def _code_words(self, f: dict[str, int], result: Requantised) -> Bits:
         beats = result.beats(self.spec.config.vector_lanes)
@@ -257,7 +257,7 @@ class Executor:
         token, group, beat = (index.reshape(-1) for index in np.indices((n, groups, per_group)))
         group_last = beat == per_group - 1
         return pack(
-            (beats.reshape(-1, lanes), 8),
+            (beats.reshape(-1, lanes), self.spec.vector.code_bits),
             (np.repeat(result.scales.reshape(-1), per_group), 32),
             (np.full(len(token), f["destination"]), 2),
             (token, 8),

@@ -9,6 +9,8 @@ What that page leaves open, settled here:
   LINEAR and ATTEND, so that no code waits for a square root; scale[token], which dequantises the next sums, has the root. For HEAD (a normed row is
   one group) it is complete in both places.
 - scale[token] is stored for the destinations LINEAR and HEAD, from the row's last group.
+- With ``kv_format`` fp16 a beat has 16 bits per lane: for ATTEND u rounded to fp16, the largest finite number instead of an infinity (the scale beside
+  it is the same and not looked at), for the others the code with its sign extended. Cycles do not depend on it.
 - A ROPE instruction takes tokens * head_dim / V rows of ``rope`` (all of them before its first beat, given up after its last one), also if rope_columns = 0.
 - GATE: columns and tile_columns are multiples of 2V, so that a token's beats of a tile make whole result beats.
 """
@@ -23,8 +25,9 @@ from pydantic import Field, model_validator
 from lutra.hls_models import floats
 from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError
-from lutra.hls_models.floats import E8M11, FLOAT_LATENCY, FP32, FloatFormat
+from lutra.hls_models.floats import E8M11, FLOAT_LATENCY, FP16, FP32, FloatFormat
 from lutra.hls_models.functions import silu
+from lutra.hls_models.ternary.config import KvFormat
 from lutra.hls_models.ternary.isa import Destination, Operation, Source
 
 __all__ = [
@@ -76,6 +79,7 @@ class VectorConfig(Config):
     rope_rows: int = Field(default=64, ge=1, description="rows of V/2 pairs in the rope ring")
     dividers: int = Field(default=4, ge=1, le=8, description="serial dividers: groups whose 127/a is under way")
     max_groups: int = Field(default=8, ge=1, le=256, description="requantisation groups of a row")
+    kv_format: KvFormat = Field(default="int8", description="what ATTEND takes")
 
     @model_validator(mode="after")
     def _consistent(self) -> "VectorConfig":
@@ -103,6 +107,11 @@ class VectorConfig(Config):
     def header_rows(self) -> int:
         """params rows before the gains."""
         return -(-HEADER_BITS // (LANE_BITS * self.lanes))
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a lane of the code beats."""
+        return 16 if self.kv_format == "fp16" else 8
 
     @property
     def levels(self) -> int:
@@ -163,13 +172,16 @@ class Parameters:
 
 @dataclass(frozen=True, eq=False)
 class Requantised:
-    """int8 ``codes`` and F patterns ``u`` (tokens, columns) of an instruction; fp32 patterns ``scales`` (tokens, groups), as they stand beside the codes."""
+    """int8 ``codes`` and F patterns ``u`` (tokens, columns) of an instruction; fp32 patterns ``scales`` (tokens, groups), as they stand beside the codes.
 
-    codes: NDArray[np.int8]
+    Where 16-bit floats go to ATTEND, ``codes`` are their patterns, uint16.
+    """
+
+    codes: NDArray[np.integer]
     scales: Bits
     u: Bits
 
-    def beats(self, lanes: int) -> NDArray[np.int8]:
+    def beats(self, lanes: int) -> NDArray[np.integer]:
         """Codes in the order they leave: (tokens, groups, beats, V)."""
         n, groups = self.scales.shape
         return self.codes.reshape(n, groups, -1, lanes)
@@ -323,7 +335,10 @@ class Vector:
             if params.gains is None:
                 raise ValueError("norm without gains")
             u = floats.mul(F, z, F, params.gains, F)
+        codes: NDArray[np.integer]
         codes, a, scales = requantise(F, u, fields["group_columns"])
+        if fields["destination"] == Destination.ATTEND and config.kv_format == "fp16":
+            codes = floats.saturate(FP16, floats.convert(F, FP16, u)).astype(np.uint16)
         if fields["destination"] != Destination.ATTEND:
             kept = scales[:, -1]
             if fields["norm"]:

@@ -10,6 +10,7 @@ from amaranth.utils import exact_log2
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig
 from lutra.rtl.ternary.attention_cache import KvLoader, KvWriter
 from lutra.rtl.ternary.attention_denominator import Denominator
+from lutra.rtl.ternary.attention_float import FloatProducts
 from lutra.rtl.ternary.attention_items import TABLE_DEPTH, ItemWalker, item_layout, kv_write_layout, qkv_layout, row_layout, setup_layout
 from lutra.rtl.ternary.attention_output import Output, Products
 from lutra.rtl.ternary.attention_scores import Scores
@@ -24,9 +25,11 @@ class Attention(wiring.Component):
         KvLoader ─K─► Scores ─scores, maxima─► Softmax ─┬─weights─► Products ─P──► Output ─► values
                  ─V───────────────────────────► (scales)└──p──► Denominator ─l───►
 
+    With ``kv_format`` fp16 the rows hold floats without scale, p itself is the weight, and scores and products are sums of attention_float.py.
+
     Taken at t, an instruction takes code beats from t + 3; the first tile is requested four clocks after the last row has left on ``kv_write``. Steady state:
-    an item takes a clock per key that its row sees and one more, at least the divider's ``FLOAT_LATENCY["divsqrt"] + 1``. ``values`` may stall: a row's last
-    item waits for room, behind it everything. ``done`` follows the last beat of values by a clock, the next instruction is taken a clock after ``done``.
+    an item takes ``key_clocks`` per key that its row sees and one more, at least the divider's ``FLOAT_LATENCY["divsqrt"] + 1``. ``values`` may stall: a
+    row's last item waits for room, behind it everything. ``done`` follows the last beat of values by a clock, the next instruction is taken a clock after it.
 
     Members
     -------
@@ -43,7 +46,7 @@ class Attention(wiring.Component):
         super().__init__(
             {
                 "instr": In(stream.Signature(data.StructLayout({"layer": 8, "tokens": 8, "position": 16}))),
-                "qkv": In(stream.Signature(qkv_layout(config.vector_lanes))),
+                "qkv": In(stream.Signature(qkv_layout(config))),
                 "kv_write": Out(stream.Signature(kv_write_layout(config))),
                 "kv_read": Out(stream.Signature(ADDRESS_BITS)),
                 "kv_data": In(stream.Signature(row_layout(config))),
@@ -62,7 +65,8 @@ class Attention(wiring.Component):
         m.submodules.scores = scores = Scores(config)
         m.submodules.softmax = softmax = Softmax(config)
         m.submodules.denominator = denominator = Denominator(config)
-        m.submodules.products = products = Products(config)
+        integer = config.kv_format == "int8"
+        m.submodules.products = products = Products(config) if integer else FloatProducts(config)
         m.submodules.output = output = Output(config)
 
         setup, start = Signal(setup_layout(config)), Signal()
@@ -78,28 +82,32 @@ class Attention(wiring.Component):
         wiring.connect(m, output.values, wiring.flipped(self.values))
 
         row = self.kv_data.payload
-        m.d.comb += [scores.row.eq(row), softmax.scale.eq(row.scale), products.codes.eq(row.codes)]
+        m.d.comb += [scores.row.eq(row), products.codes.eq(row.codes)]
         m.d.comb += [scores.prefill.eq(setup.prefill), softmax.prefill.eq(setup.prefill)]
         links: list[tuple[wiring.Component, wiring.Component, str]] = [
             *((writer, scores, name) for name in ("q_write", "q_address", "q_row")),
             *((loader, scores, name) for name in ("k_write", "slot", "index", "k_loaded")),
-            *((loader, softmax, name) for name in ("v_write", "slot", "index", "v_loaded")),
+            (loader, softmax, "v_loaded"),
             *((loader, products, name) for name in ("v_write", "slot", "index")),
             (scores, loader, "k_release"),
             (products, loader, "v_release"),
             *((scores, softmax, name) for name in ("score_valid", "score", "maximum_valid", "maximum")),
             *((softmax, scores, name) for name in ("score_free", "score_freed", "maximum_free")),
-            *((softmax, products, name) for name in ("w_valid", "w", "w_end", "w_largest")),
             *((softmax, denominator, name) for name in ("p_valid", "p", "p_end")),
             (products, softmax, "weights_free"),
             (output, products, "products_free"),
         ]
+        if integer:
+            links += [(loader, softmax, name) for name in ("v_write", "slot", "index")]
+            links += [(softmax, products, name) for name in ("w_valid", "w", "w_end", "w_largest")]
+            m.d.comb += [softmax.scale.eq(row.scale), output.scale.eq(products.scale)]
+        else:
+            m.d.comb += [getattr(products, f"w{name}").eq(getattr(softmax, f"p{name}")) for name in ("_valid", "", "_end")]
         m.d.comb += [getattr(sink, name).eq(getattr(source, name)) for source, sink, name in links]
         m.d.comb += [
             softmax.sums_free.eq(denominator.valid),
             output.products_valid.eq(products.valid),
             output.products.eq(products.products),
-            output.scale.eq(products.scale),
             output.denominator_valid.eq(denominator.valid),
             output.denominator.eq(denominator.denominator),
         ]
@@ -145,7 +153,7 @@ class Attention(wiring.Component):
                 with m.If(self.done.ready):
                     m.next = "IDLE"
 
-    def _tables(self, m: Module, softmax: Softmax, denominator: Denominator, products: Products, output: Output) -> None:
+    def _tables(self, m: Module, softmax: Softmax, denominator: Denominator, products: Products | FloatProducts, output: Output) -> None:
         """What the softmax notes of an item, for the stages behind it, which all take items in the same order."""
         m.submodules.items = items = Memory(shape=item_layout(self.config), depth=TABLE_DEPTH, init=[])
         m.submodules.factors = factors = Memory(shape=self.config.format.bits, depth=TABLE_DEPTH, init=[])

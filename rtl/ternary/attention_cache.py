@@ -38,7 +38,7 @@ class KvWriter(wiring.Component):
                 "address": In(ADDRESS_BITS),
                 "tokens": In(8),
                 "stored": Out(1),
-                "qkv": In(stream.Signature(qkv_layout(config.vector_lanes))),
+                "qkv": In(stream.Signature(qkv_layout(config))),
                 "kv_write": Out(stream.Signature(kv_write_layout(config))),
                 "q_write": Out(1),
                 "q_address": Out(sum(item[name].shape for name in ("query", "token", "head"))),
@@ -55,10 +55,10 @@ class KvWriter(wiring.Component):
         is_key, is_value = Signal(), Signal()
         token_base, address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
 
-        beat_bits = 8 * config.vector_lanes
-        codes = Signal(8 * config.head_dim)
+        beat_bits = config.code_bits * config.vector_lanes
+        codes = Signal(config.code_bits * config.head_dim)
         if config.head_beats > 1:
-            earlier = Signal(8 * config.head_dim - beat_bits, reset_less=True)  # newest beat on top
+            earlier = Signal(len(codes) - beat_bits, reset_less=True)  # newest beat on top
             m.d.comb += codes.eq(Cat(earlier, self.qkv.payload.codes))
         else:
             m.d.comb += codes.eq(self.qkv.payload.codes.as_value())
@@ -67,11 +67,12 @@ class KvWriter(wiring.Component):
             row_end.eq(beat == config.head_beats - 1),
             head_last.eq(head == config.kv_heads - 1),
             self.qkv.ready.eq(taking & ~(row_end & self.kv_write.valid)),
-            self.q_row.scale.eq(self.qkv.payload.scale),
             self.q_row.codes.as_value().eq(codes),
             self.q_address.eq(Cat(query, token, head)),
             self.stored.eq(received & self.kv_write.valid & self.kv_write.ready),
         ]
+        if config.kv_format == "int8":
+            m.d.comb += self.q_row.scale.eq(self.qkv.payload.scale)
         with m.If(self.kv_write.ready):
             m.d.sync += self.kv_write.valid.eq(0)
         with m.If(self.stored):

@@ -8,6 +8,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
+from lutra.hls_models.floats import FP16, FP32
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig
 
 __all__ = [
@@ -32,17 +33,19 @@ SHALLOW = {"ram_style": "distributed"}
 
 
 def row_layout(config: AttentionConfig) -> data.StructLayout:
-    """A row of the key/value memory."""
-    return data.StructLayout({"scale": 32, "codes": data.ArrayLayout(signed(8), config.head_dim)})
+    """A row of the key/value memory: a head's codes and their scale, or patterns of fp16."""
+    if config.kv_format == "fp16":
+        return data.StructLayout({"codes": data.ArrayLayout(FP16.bits, config.head_dim)})
+    return data.StructLayout({"scale": FP32.bits, "codes": data.ArrayLayout(signed(8), config.head_dim)})
 
 
 def kv_write_layout(config: AttentionConfig) -> data.StructLayout:
     return data.StructLayout({"address": ADDRESS_BITS, "row": row_layout(config)})
 
 
-def qkv_layout(lanes: int) -> data.StructLayout:
+def qkv_layout(config: AttentionConfig) -> data.StructLayout:
     """A beat of codes as the VECTOR unit sends it."""
-    codes = data.ArrayLayout(signed(8), lanes)
+    codes = data.ArrayLayout(signed(config.code_bits), config.vector_lanes)
     return data.StructLayout({"codes": codes, "scale": 32, "destination": 2, "token": 8, "group": 8, "last": 1, "group_last": 1})
 
 

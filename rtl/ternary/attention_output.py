@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ATTEND's last stages: weights times values of an item in integers, and the row's running output."""
+"""ATTEND's last stages: weights times values of an item in integers (of fp16 rows: attention_float.py), and the row's running output."""
 
 from typing import Any
 
 import numpy as np
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Shape, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -173,6 +173,8 @@ class Products(wiring.Component):
 class Output(wiring.Component):
     """o_d = f32(f32(o_d * f) + f32(f32(P_d) * scale)), V dimensions per clock; with a row's last item, F(f32(o_d * f32(1 / l))) leaves.
 
+    Of fp16 rows P_d is fp32 and has no scale.
+
     An item is taken when its P and 1 / l are known, the item before has written its last o, and (a row's last item) the queue of values has room for a head.
     Taken at t, beat b of P is read at t + 1 + b, o is written ``update`` clocks later, and its value enters the queue ``latency`` clocks later.
 
@@ -186,7 +188,11 @@ class Output(wiring.Component):
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
-        self.update = FLOAT_LATENCY["from_int"] + FLOAT_LATENCY["mul"] + FLOAT_LATENCY["add"]
+        self._floating = config.kv_format == "fp16"
+        # From a beat of P to the factors of the sum's terms: P's conversion, or the read of the old output.
+        self._factors = 1 if self._floating else FLOAT_LATENCY["from_int"]
+        self.update = self._factors + FLOAT_LATENCY["mul"] + FLOAT_LATENCY["add"]
+        product = FP32.bits if self._floating else signed(product_bits(config))
         self.latency = self.update + FLOAT_LATENCY["mul"] + FLOAT_LATENCY["convert"]
         values = data.StructLayout({"values": data.ArrayLayout(config.format.bits, config.vector_lanes)})
         super().__init__(
@@ -195,14 +201,14 @@ class Output(wiring.Component):
                 "item": In(item_layout(config)),
                 "factor": In(config.format.bits),
                 "products_valid": In(1),
-                "products": In(data.ArrayLayout(signed(product_bits(config)), config.head_dim)),
-                "scale": In(FP32.bits),
+                "products": In(data.ArrayLayout(product, config.head_dim)),
                 "products_free": Out(1),
                 "denominator_valid": In(1),
                 "denominator": In(FP32.bits),
                 "values": Out(stream.Signature(values)),
                 "final": Out(1),
             }
+            | ({} if self._floating else {"scale": In(FP32.bits)})
         )
 
     def elaborate(self, platform: object) -> Module:
@@ -212,7 +218,7 @@ class Output(wiring.Component):
         m.submodules.inverse = inverse = Quotient(numerator=FP32.one)
         m.submodules.inverses = inverses = Memory(shape=FP32.bits, depth=TABLE_DEPTH, init=[])
         store_inverse, fetch_inverse = inverses.write_port(), inverses.read_port(domain="comb")
-        stored = data.StructLayout({"products": self.products.shape(), "scale": FP32.bits})
+        stored = data.StructLayout({"products": self.products.shape()} | ({} if self._floating else {"scale": FP32.bits}))
         m.submodules.items = items = Memory(shape=stored, depth=2, init=[])
         store, fetch = items.write_port(), items.read_port(domain="comb")
 
@@ -235,17 +241,19 @@ class Output(wiring.Component):
             store_inverse.en.eq(inverse.valid),
             fetch_inverse.addr.eq(self.tag),
             store.data.products.eq(self.products),
-            store.data.scale.eq(self.scale),
             store.en.eq(self.products_valid),
             take.eq((busy == 0) & (known != 0) & (waiting != 0) & (~item.last | (room >= beats))),
             self.products_free.eq(take),
         ]
+        if not self._floating:
+            m.d.comb += store.data.scale.eq(self.scale)
         for port, moves in ((store_inverse, inverse.valid), (store, self.products_valid), (fetch, take)):
             with m.If(moves):
                 m.d.sync += port.addr.eq(port.addr + 1)
         with m.If(busy != 0):
             m.d.sync += busy.eq(busy - 1)
-        step = product_bits(config) * config.vector_lanes
+        lanes = data.ArrayLayout(self.products.shape().elem_shape, config.vector_lanes)
+        step = Shape.cast(lanes).width
         with m.If(left != 0):
             m.d.sync += [left.eq(left - 1), products.eq(products[step:])]
         with m.If(take):
@@ -253,7 +261,6 @@ class Output(wiring.Component):
                 busy.eq(beats + self.update),
                 left.eq(beats),
                 products.eq(fetch.data.products),
-                scale.eq(fetch.data.scale),
                 first.eq(item.first),
                 last.eq(item.last),
                 final.eq(item.final),
@@ -263,8 +270,11 @@ class Output(wiring.Component):
                 self.tag.eq(self.tag + 1),
             ]
 
+        if not self._floating:
+            with m.If(take):
+                m.d.sync += scale.eq(fetch.data.scale)
+
         old, write = self._outputs(m, row, left != 0)
-        lanes = data.ArrayLayout(signed(product_bits(config)), config.vector_lanes)
         beat = data.View(lanes, products[:step])
         olds = [Mux(first, 0, old[i]) for i in range(config.vector_lanes)]
         results = [self._lane(m, f"lane_{i}", beat[i], scale, olds[i], factor, inverse_l) for i in range(config.vector_lanes)]
@@ -290,7 +300,7 @@ class Output(wiring.Component):
         m.submodules.outputs = outputs = Memory(shape=layout, depth=1 << (places + len(row)), init=[])
         store, fetch = outputs.write_port(), outputs.read_port()
         # The multiplier by f stands beside the one by the scale, which the conversion of P precedes: the read takes that conversion's last clock.
-        reading = delay(m, active, "reading", FLOAT_LATENCY["from_int"] - 1)
+        reading = delay(m, active, "reading", self._factors - 1)
         writing = delay(m, active, "writing", self.update)
         for port, moves, name in ((fetch, reading, "read_beat"), (store, writing, "write_beat")):
             beat = Signal(places, name=name)
@@ -304,20 +314,22 @@ class Output(wiring.Component):
     def _lane(self, m: Module, name: str, product: Any, scale: Signal, old: Any, factor: Signal, inverse: Signal) -> tuple[Signal, Signal]:
         """One dimension: the new output after ``update`` clocks, the value after ``latency``."""
         config = self.config
-        m.submodules[f"{name}_to_float"] = to_float = IntToFloat(width=product_bits(config), format=FP32)
-        m.submodules[f"{name}_term"] = term = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
         m.submodules[f"{name}_rescaled"] = rescaled = FloatMul(a_format=FP32, b_format=config.format, format=FP32)
         m.submodules[f"{name}_add"] = add = FloatAdd(format=FP32)
         m.submodules[f"{name}_divided"] = divided = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
         m.submodules[f"{name}_value"] = value = FloatConvert(source=FP32, target=config.format)
+        if self._floating:
+            term = register(m, product, f"{name}_product_late", self._factors + FLOAT_LATENCY["mul"])
+        else:
+            m.submodules[f"{name}_to_float"] = to_float = IntToFloat(width=product_bits(config), format=FP32)
+            m.submodules[f"{name}_term"] = scaled = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
+            m.d.comb += [to_float.a.eq(product), scaled.a.eq(to_float.y), scaled.b.eq(scale)]
+            term = scaled.y
         m.d.comb += [
-            to_float.a.eq(product),
-            term.a.eq(to_float.y),
-            term.b.eq(scale),
             rescaled.a.eq(old),
             rescaled.b.eq(factor),
             add.a.eq(rescaled.y),
-            add.b.eq(term.y),
+            add.b.eq(term),
             divided.a.eq(add.y),
             divided.b.eq(inverse),
             value.a.eq(divided.y),

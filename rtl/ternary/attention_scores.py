@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ATTEND's first stage: scores of a query row against the keys of a tile, and the row's running maximum."""
 
-from amaranth.hdl import C, Cat, Module, Mux, Signal
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -11,6 +11,7 @@ from lutra.hls_models.floats import FLOAT_LATENCY, FP32
 from lutra.hls_models.ternary.attention import AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatMul, IntToFloat, greater
+from lutra.rtl.ternary.attention_float import FloatDot, dot_latency
 from lutra.rtl.ternary.attention_items import SHALLOW, counter, delay, item_layout, row_address, row_layout
 
 __all__ = ["Scores", "maximum_layout"]
@@ -22,10 +23,11 @@ def maximum_layout() -> data.StructLayout:
 
 
 class Scores(wiring.Component):
-    """f32(f32(dot) * f32(sq * sk)) of a key per clock.
+    """f32(f32(dot) * f32(sq * sk)) of a key per clock; of fp16 rows their dot product, a key per ``key_clocks``.
 
-    An item is taken when its K tile is loaded, the item before has read its last key, the score queue has room for all its keys and (if it reports a maximum)
-    the maximum queue has a place. Taken at t, it reads keys at t + 1 ... t + keys; a score leaves ``latency`` clocks after its key was read, nothing stalls it.
+    An item is taken when its K tile is loaded, the item before is through with its last key, the score queue has room for all its keys and (if it reports a
+    maximum) the maximum queue has a place. Taken at t, it reads key j at t + 1 + j * key_clocks; a score leaves ``latency`` clocks after the last step of its
+    key, the first of which is its read; nothing stalls it.
     A maximum is reported with an item's last score: in prefill for every item, in decode for a row's last one.
 
     Members
@@ -41,7 +43,10 @@ class Scores(wiring.Component):
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
-        self.latency = 2 + ceil_log2(config.head_dim) + FLOAT_LATENCY["from_int"] + FLOAT_LATENCY["mul"]
+        if config.kv_format == "fp16":
+            self.latency = 1 + dot_latency(config)
+        else:
+            self.latency = 2 + ceil_log2(config.head_dim) + FLOAT_LATENCY["from_int"] + FLOAT_LATENCY["mul"]
         item = item_layout(config)
         super().__init__(
             {
@@ -81,6 +86,7 @@ class Scores(wiring.Component):
         tag = Signal(tag_layout)
         noted = Signal(tag_layout)  # of the item at work, without ``start`` and ``end``
         start, tile_end, report = Signal(), Signal(), Signal()
+        step, key_end = Signal(range(config.key_clocks)), Signal()
 
         tiles = counter(m, "tiles", 2, up=self.k_loaded, down=self.k_release)
         places = counter(m, "places", config.maximum_depth, up=self.maximum_free, down=take & report, init=config.maximum_depth)
@@ -101,10 +107,15 @@ class Scores(wiring.Component):
             tag.eq(noted),
             tag.start.eq(start),
             tag.end.eq(left == 1),
-            self.k_release.eq(tag.end & tile_end),
+            key_end.eq((left != 0) & (step == config.key_clocks - 1)),
+            self.k_release.eq(key_end & tag.end & tile_end),
         ]
         with m.If(left != 0):
+            m.d.sync += step.eq(Mux(key_end, 0, step + 1))
+        with m.If(key_end):
             m.d.sync += [left.eq(left - 1), index.eq(index + 1), start.eq(0)]
+        if config.kv_format == "fp16":
+            self._float_products(m, query.as_value(), read_key.data.as_value(), (left != 0) & (step < config.key_steps), step)
         with m.If(self.k_release):
             m.d.sync += slot.eq(~slot)
         with m.If(take):
@@ -119,8 +130,9 @@ class Scores(wiring.Component):
                 noted.row.eq(row_address(item)),
             ]
 
-        self._products(m, query, register(m, read_key.data.as_value(), "key"))
-        valid = delay(m, left != 0, "valid", self.latency)
+        if config.kv_format == "int8":
+            self._products(m, query, register(m, read_key.data.as_value(), "key"))
+        valid = delay(m, (left != 0) & (step == config.key_steps - 1), "valid", self.latency)
         self._maximum(m, valid, data.View(tag_layout, register(m, tag.as_value(), "tag", self.latency)))
         return m
 
@@ -144,6 +156,24 @@ class Scores(wiring.Component):
             scaled.a.eq(to_float.y),
             scaled.b.eq(register(m, scale.y, "scale_late", waiting)),
             self.score.eq(scaled.y),
+        ]
+
+    def _float_products(self, m: Module, query: Signal, row: Value, active: Value, step: Signal) -> None:
+        """From the key row as it is read (step 0) to ``score``; the query goes round once per key. What loads it must come later than this."""
+        config = self.config
+        m.submodules.dot = dot = FloatDot(config)
+        key = Signal(len(row), reset_less=True)
+        bits = len(dot.query.as_value())
+        working = delay(m, active, "working", 1)
+        m.d.sync += key.eq(Mux(step == 0, row, key >> bits))
+        with m.If(working):
+            m.d.sync += query.eq(query.rotate_right(bits))
+        m.d.comb += [
+            dot.query.as_value().eq(query[:bits]),
+            dot.key.as_value().eq(key[:bits]),
+            dot.valid.eq(working),
+            dot.last.eq(delay(m, active & (step == config.key_steps - 1), "last_step", 1)),
+            self.score.eq(dot.y),
         ]
 
     def _maximum(self, m: Module, valid: Signal, tag: data.View) -> None:

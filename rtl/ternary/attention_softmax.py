@@ -20,7 +20,7 @@ __all__ = ["Softmax"]
 
 
 class Softmax(wiring.Component):
-    """p_j = exp2(f32(s_j - m)), w_j = f32(p_j * sv_j), the largest w, and f = exp2(f32(older m - m)).
+    """p_j = exp2(f32(s_j - m)), f = exp2(f32(older m - m)), and for int8 w_j = f32(p_j * sv_j) and the largest w (fp16 has no sv: the weights are p).
 
     An item is taken when its V tile is loaded, its maximum is known (prefill: an item's own; decode: the row's, kept from the first tile on), the item before
     has read its last score, and both the weight store and the partial sums have one of their ``STORED_ITEMS`` places free. Taken at t, f enters the
@@ -32,31 +32,32 @@ class Softmax(wiring.Component):
     items : ``In(stream)`` of ``item_layout``; ``take`` : ``Out(1)``, an item is taken, ``items.payload`` is to be noted
     score_valid, score : ``In``, into the queue of scores; ``score_free``, ``score_freed`` : ``Out``, that many left it
     maximum_valid, maximum : ``In``, into the queue of maxima; ``maximum_free`` : ``Out(1)``, one left it
-    v_write, slot, index, scale, v_loaded : write port of the scales of V tiles
+    v_loaded : ``In(1)``; v_write, slot, index, scale : write port of the scales of V tiles (int8)
     weights_free, sums_free : ``In(1)``, an item's weights or partial sums are no longer needed
     factor_valid, factor : ``Out``: f of the item (1.0 on a row's first item and in decode)
     p_valid, p, p_end : ``Out``: probabilities; ``p_end`` with an item's last one
-    w_valid, w, w_end : ``Out``: weights; ``w_end`` with an item's last one, and then ``w_largest`` is the item's maximum
+    w_valid, w, w_end : ``Out``: weights; ``w_end`` with an item's last one, and then ``w_largest`` is the item's maximum (int8)
     """
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
         self.latency = FLOAT_LATENCY["add"] + FUNCTION_LATENCY["exp2"]
-        strobes_in = ("prefill", "score_valid", "maximum_valid", "v_write", "slot", "v_loaded", "weights_free", "sums_free")
-        strobes_out = ("take", "score_free", "maximum_free", "factor_valid", "p_valid", "p_end", "w_valid", "w_end")
+        strobes_in: tuple[str, ...] = ("prefill", "score_valid", "maximum_valid", "v_loaded", "weights_free", "sums_free")
+        strobes_out: tuple[str, ...] = ("take", "score_free", "maximum_free", "factor_valid", "p_valid", "p_end")
+        weights = {}
+        if config.kv_format == "int8":
+            strobes_in, strobes_out = (*strobes_in, "v_write", "slot"), (*strobes_out, "w_valid", "w_end")
+            weights = {"index": In(max(1, ceil_log2(config.key_tile))), "scale": In(FP32.bits), "w": Out(FP32.bits), "w_largest": Out(FP32.bits)}
         super().__init__(
             {
                 "items": In(stream.Signature(item_layout(config))),
                 "score": In(FP32.bits),
                 "score_freed": Out(bits_for(config.key_tile)),
                 "maximum": In(maximum_layout()),
-                "index": In(max(1, ceil_log2(config.key_tile))),
-                "scale": In(FP32.bits),
                 "factor": Out(config.format.bits),
                 "p": Out(config.format.bits),
-                "w": Out(FP32.bits),
-                "w_largest": Out(FP32.bits),
             }
+            | weights
             | {name: In(1) for name in strobes_in}
             | {name: Out(1) for name in strobes_out}
         )
@@ -107,7 +108,8 @@ class Softmax(wiring.Component):
             self.p_valid.eq(delay(m, key, "p_at", self.latency)),
             self.p_end.eq(delay(m, end, "end_at", self.latency)),
         ]
-        self._weights(m, register(m, last_row, "tile_end_late", self.latency))
+        if config.kv_format == "int8":
+            self._weights(m, register(m, last_row, "tile_end_late", self.latency))
         return m
 
     def _exponents(self, m: Module) -> FloatAdd:

@@ -7,12 +7,14 @@ from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.isa import Destination, Unit
+from lutra.hls_models.ternary.vector import VectorConfig
 from lutra.rtl.tap import connect
 from lutra.rtl.ternary.attention import Attention
 from lutra.rtl.ternary.dispatch import Dispatch
 from lutra.rtl.ternary.head import Head
 from lutra.rtl.ternary.loader import Loader
 from lutra.rtl.ternary.registers import RegisterPort, Registers
+from lutra.rtl.ternary.requantise import codes_layout
 from lutra.rtl.ternary.sequencer import Sequencer
 from lutra.rtl.ternary.tlmm import Tlmm
 from lutra.rtl.ternary.vector import Vector
@@ -28,7 +30,7 @@ class Core(wiring.Component):
     -------
     bus : ``In(RegisterPort())``
     read, data : read-only memory (program, tables, parameters, weights): beat addresses out, beats back in order.
-    kv_write, kv_read, kv_data : key/value memory, one row (fp32 scale, head_dim codes) per address.
+    kv_write, kv_read, kv_data : key/value memory, one row (fp32 scale and head_dim codes, or head_dim 16-bit floats) per address.
     token : ``Out(stream)``
         Every chosen id as it comes; one clock, never waits for ``ready``.
     busy : ``Out(1)``
@@ -37,7 +39,7 @@ class Core(wiring.Component):
 
     def __init__(self, spec: CoreSpec) -> None:
         self.spec = spec
-        row = 32 + 8 * spec.shape.head_dim
+        row = spec.attention.row_bits
         super().__init__(
             {
                 "bus": In(RegisterPort()),
@@ -112,7 +114,7 @@ class Core(wiring.Component):
         connect(m, "sums", linear.sums, vector.sums)
         connect(m, "values", attend.values, vector.values)
 
-        m.submodules.router = router = CodeRouter(shape=vector.codes.signature.members["payload"].shape)
+        m.submodules.router = router = CodeRouter(spec.vector)
         connect(m, "codes", vector.codes, router.codes)
         m.d.comb += [
             linear.codes.valid.eq(router.linear.valid),
@@ -167,17 +169,22 @@ class Core(wiring.Component):
 
 
 class CodeRouter(wiring.Component):
-    """Requantised codes go to the unit that the VECTOR instruction names; combinational, no latency."""
+    """Requantised codes go to the unit that the VECTOR instruction names; combinational, no latency. Where ATTEND takes 16 bits the others take the lower 8."""
 
-    def __init__(self, *, shape: data.StructLayout) -> None:
+    def __init__(self, config: VectorConfig) -> None:
         self._targets = {Destination.LINEAR: "linear", Destination.ATTEND: "attend", Destination.HEAD: "head"}
-        super().__init__({"codes": In(stream.Signature(shape))} | {name: Out(stream.Signature(shape)) for name in self._targets.values()})
+        wide, narrow = codes_layout(config), codes_layout(config, 8)
+        targets = {name: Out(stream.Signature(wide if name == "attend" else narrow)) for name in self._targets.values()}
+        super().__init__({"codes": In(stream.Signature(wide))} | targets)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         for destination, name in self._targets.items():
             port = getattr(self, name)
-            m.d.comb += port.payload.eq(self.codes.payload)
+            for field in port.payload.shape().members:
+                if field != "codes":
+                    m.d.comb += port.payload[field].eq(self.codes.payload[field])
+            m.d.comb += [lane.eq(code) for lane, code in zip(port.payload.codes, self.codes.payload.codes, strict=True)]
             with m.If(self.codes.payload.destination == destination):
                 m.d.comb += [port.valid.eq(self.codes.valid), self.codes.ready.eq(port.ready)]
         return m

@@ -6,7 +6,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from lutra.hls_models.floats import FP32
+from lutra.hls_models.floats import FP16, FP32
 from lutra.hls_models.ternary.isa import Destination
 from lutra.hls_models.ternary.vector import CODE_127, INVERSE_127, OUTPUT_DEPTH, TINY_EXPONENT, VectorConfig
 from lutra.rtl.float_parts import register
@@ -21,9 +21,9 @@ GROUP = data.StructLayout({"inverse": FP32.bits, "scale": FP32.bits})
 DIVISION = data.StructLayout({"a": FP32.bits, "b": FP32.bits, "root": 1})
 
 
-def codes_layout(config: VectorConfig) -> data.StructLayout:
-    """A beat of V codes: scale (fp32) and indices of its group, ``last`` of a token's row, ``group_last`` of a group."""
-    lanes = data.ArrayLayout(signed(8), config.lanes)
+def codes_layout(config: VectorConfig, bits: int | None = None) -> data.StructLayout:
+    """A beat of V codes: scale (fp32) and indices of its group, ``last`` of a token's row, ``group_last`` of a group; ``bits`` of a code, if not the port's."""
+    lanes = data.ArrayLayout(signed(bits or config.code_bits), config.lanes)
     return data.StructLayout({"codes": lanes, "scale": FP32.bits, "destination": 2, "token": 8, "group": 8, "last": 1, "group_last": 1})
 
 
@@ -333,8 +333,13 @@ class Codes(wiring.Component):
             m.submodules[f"product_{lane}"] = product = FloatMul(a_format=F, b_format=FP32, format=FP32)
             m.submodules[f"round_{lane}"] = integer = FloatToInt(format=FP32, low=-127, high=127)
             m.d.comb += [product.a.eq(read.data[lane * F.bits : (lane + 1) * F.bits]), product.b.eq(inverse), integer.a.eq(product.y)]
-            lanes.append(integer.y)
-        cycles = 1 + product.latency + integer.latency
+            code, cycles = integer.y, 1 + product.latency + integer.latency
+            if config.kv_format == "fp16":
+                m.submodules[f"half_{lane}"] = half = FloatConvert(source=F, target=FP16, saturate=True)
+                m.d.comb += half.a.eq(product.a)
+                half_late = register(m, half.y, f"half_late_{lane}", cycles - 1 - half.latency)
+                code = Mux(job.destination == Destination.ATTEND, half_late.as_signed(), code)
+            lanes.append(code)
 
         entry = data.StructLayout({"beat": codes_layout(config), "end": 1})
         m.submodules.queue = queue = Queue(shape=entry, depth=OUTPUT_DEPTH)

@@ -47,13 +47,12 @@ class OnChipSystem(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        config, shape = self.spec.config, self.spec.shape
+        config, attention = self.spec.config, self.spec.attention
         m.submodules.core = core = Core(self.spec)
         rom = HexRom(width=8 * config.beat_bytes, depth=self._beats, file=self._file)
         m.submodules.memory = program = OnChipPort(width=8 * config.beat_bytes, address_bits=32, ram=rom)
-        rows = 2 * shape.layers * shape.kv_heads * shape.context
-        ram = HexRam(width=32 + 8 * shape.head_dim, depth=rows)
-        m.submodules.cache = cache = OnChipPort(width=32 + 8 * shape.head_dim, address_bits=24, ram=ram)
+        ram = HexRam(width=attention.row_bits, depth=attention.rows)
+        m.submodules.cache = cache = OnChipPort(width=attention.row_bits, address_bits=24, ram=ram)
         wiring.connect(m, wiring.flipped(self.bus), core.bus)
         m.d.comb += self.busy.eq(core.busy)
         wiring.connect(m, core.read, program.read)
