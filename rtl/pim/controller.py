@@ -4,7 +4,7 @@
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.pim.config import LANE_BITS, PimConfig
@@ -12,7 +12,7 @@ from lutra.hls_models.pim.program import Command, MacroKind
 from lutra.hls_models.pim.rules import rules
 from lutra.hls_models.pim.timing import Timing
 from lutra.rtl.pim.gaps import DELTA, Gaps
-from lutra.rtl.pim.macros import COMMAND_BITS, END, command_layout, macro_layout
+from lutra.rtl.pim.macros import COMMAND_BITS, command_layout, macro_layout
 from lutra.rtl.streams import Queue
 
 __all__ = ["ADJUST", "MACRO_QUEUE_DEPTH", "Controller"]
@@ -25,14 +25,8 @@ ADJUST = data.StructLayout({"rule": 8, "delta": DELTA, "phase": PHASE_BITS})
 """Simulation only: ``delta`` (signed) is added to the gap of rule ``rule`` (index in ``rules``; 255: none); cycle of the first refresh, at least 3."""
 
 
-class _Phase(enum.Enum, shape=3):
-    """Where a macro stands. MAC and BUFFER never leave PROLOGUE: what it wants when all is in place is their body."""
-
-    PROLOGUE = 0
-    ACTIVATE = 1
-    ACCESS = 2
-    WRITE_BACK = 3
-    PRECHARGE = 4
+PROLOGUE, ACTIVATE, ACCESS, WRITE_BACK, PRECHARGE = range(5)
+"""Where a macro stands. MAC and BUFFER never leave PROLOGUE: what they want when all is in place is their body."""
 
 
 class Controller(wiring.Component):
@@ -97,7 +91,7 @@ class Controller(wiring.Component):
         # The macro at work, and where it stands.
         macro = Signal(macro_layout(config), reset_less=True)
         busy, first = Signal(), Signal(reset_less=True)  # first: none of its data beats was taken
-        phase = Signal(_Phase)
+        phase = Signal(range(5))
         row, column = Signal.like(macro.row), Signal.like(macro.column)
         bank, entry, count, times = Signal.like(macro.bank), Signal.like(macro.entry), Signal.like(macro.count), Signal.like(macro.times)
         start_row, start_column = Signal.like(macro.row), Signal.like(macro.column)
@@ -139,14 +133,14 @@ class Controller(wiring.Component):
             (Const(1), [ended.eq(busy)]),
         ]
         with m.Switch(phase):
-            with m.Case(_Phase.PROLOGUE):
+            with m.Case(PROLOGUE):
                 _first_of(m, steps)
-            with m.Case(_Phase.ACTIVATE):
+            with m.Case(ACTIVATE):
                 m.d.comb += want(Command.ACT)
-            with m.Case(_Phase.ACCESS):
+            with m.Case(ACCESS):
                 access = Mux(is_kind[MacroKind.WRITE], Command.WR, Mux(is_kind[MacroKind.SCATTER], Command.WRA, Command.RD))
                 m.d.comb += [natural.eq(access), known.eq(1)]
-            with m.Case(_Phase.WRITE_BACK):
+            with m.Case(WRITE_BACK):
                 m.d.comb += want(Command.WR)
             with m.Default():
                 single = (is_kind[MacroKind.READ] | is_kind[MacroKind.WRITE]) & (macro.bank == macro.last)
@@ -228,19 +222,18 @@ class Controller(wiring.Component):
         next_column = Mux(column == config.columns - 1, 0, column + 1)
         next_row = row + (column == config.columns - 1)
         with m.If(fire & refresh):  # from the prologue on; what was not taken is not lost
-            m.d.sync += [phase.eq(_Phase.PROLOGUE), bank.eq(macro.bank)]
+            m.d.sync += [phase.eq(PROLOGUE), bank.eq(macro.bank)]
         with m.Elif(fire), m.Switch(natural):
             with m.Case(Command.ACT):
-                m.d.sync += [phase.eq(Mux(last_bank, _Phase.ACCESS, _Phase.ACTIVATE)), bank.eq(Mux(last_bank, macro.bank, bank + 1))]
-            with m.Case(Command.ACTA):
-                with m.If(closed_start):
-                    m.d.sync += phase.eq(_Phase.ACCESS)
+                m.d.sync += [phase.eq(Mux(last_bank, ACCESS, ACTIVATE)), bank.eq(Mux(last_bank, macro.bank, bank + 1))]
+            with m.Case(Command.ACTA), m.If(closed_start):
+                m.d.sync += phase.eq(ACCESS)
             with m.Case(Command.RD, Command.WR):
                 m.d.sync += [count.eq(count - 1), column.eq(next_column)]
                 with m.If(last_count):
                     m.d.sync += [count.eq(macro.count), column.eq(start_column), bank.eq(Mux(last_bank, macro.bank, bank + 1))]
                     with m.If(last_bank):
-                        m.d.sync += phase.eq(Mux(modify & (phase == _Phase.ACCESS), _Phase.WRITE_BACK, _Phase.PRECHARGE))
+                        m.d.sync += phase.eq(Mux(modify & (phase == ACCESS), WRITE_BACK, PRECHARGE))
             with m.Case(Command.MAC):
                 m.d.sync += [count.eq(count - 1), column.eq(next_column), row.eq(next_row), entry.eq(entry + 1)]
                 m.d.comb += done.eq(last_count)
@@ -250,7 +243,7 @@ class Controller(wiring.Component):
             with m.Case(Command.WRA):
                 m.d.comb += done.eq(1)
             with m.Case(Command.PRE, Command.PREA):
-                m.d.comb += done.eq(phase == _Phase.PRECHARGE)
+                m.d.comb += done.eq(phase == PRECHARGE)
         with m.If(self.data.valid & self.data.ready):
             m.d.sync += first.eq(0)
         with m.If(done):
@@ -259,7 +252,7 @@ class Controller(wiring.Component):
             at_column = Mux(over, sum_column - config.columns, sum_column)
             at_row = start_row + macro.step_rows + over
             m.d.sync += [
-                phase.eq(_Phase.PROLOGUE),
+                phase.eq(PROLOGUE),
                 times.eq(times - 1),
                 busy.eq(times != 1),
                 *(one.eq(at_row) for one in (row, start_row)),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timing rules of a channel in hardware: may this command be issued next?"""
 
-from collections.abc import Sequence
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
@@ -52,7 +51,7 @@ class Gaps(wiring.Component):
         With ``adjustable`` only: index of a rule, and what is added to its gap.
     """
 
-    def __init__(self, *, banks: int, rules: Sequence[Rule], adjustable: bool = False) -> None:
+    def __init__(self, *, banks: int, rules: tuple[Rule, ...], adjustable: bool = False) -> None:
         self._banks, self._rules, self._adjustable = banks, rules, adjustable
         members = {"kind": In(COMMAND_BITS), "bank": In(max(1, ceil_log2(banks))), "fire": In(1), "legal": Out(1)}
         if adjustable:

@@ -58,7 +58,7 @@ def macro_layout(config: PimConfig) -> data.StructLayout:
 
 
 def command_layout(config: PimConfig) -> data.StructLayout:
-    """Bits of a command; a field that its kind does not use has any value. ``entry``: of the global buffer; ``data``: GBW, WR; WRA: bank b's value in lane b."""
+    """Bits of a command; fields that its kind does not use have any value. ``entry``: of the global buffer; ``data``: of GBW, WR; WRA: bank b's in lane b."""
     s = _sizes(config)
     return data.StructLayout(
         {
