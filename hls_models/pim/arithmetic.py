@@ -14,10 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from lutra.hls_models import floats
 from lutra.hls_models.floats import BF16, FP32
 
-__all__ = ["Floats", "add", "bf16_values", "bits", "mul", "round_bf16", "sub", "to_bf16", "tree_sum", "values"]
+__all__ = ["PARTIALS", "Floats", "add", "beat_sum", "bf16_values", "bits", "mul", "round_bf16", "sub", "to_bf16", "tree_sum", "values"]
 
 Bits = NDArray[np.uint32]
 Floats = NDArray[np.float32]
+
+PARTIALS = 4
+"""Partial sums of a statistic: the latency of ``lutra.rtl.floats.FloatAdd``."""
 
 SMALLEST = np.float32(2.0**-126)
 
@@ -76,6 +79,21 @@ def tree_sum(x: ArrayLike) -> Floats:
         sums = add(level[..., 0:even:2], level[..., 1:even:2])
         level = sums if n == even else np.concatenate([sums, level[..., even:]], axis=-1)
     return level[..., 0]
+
+
+def beat_sum(x: ArrayLike, lanes: int) -> Floats:
+    """Sum along the last axis as the companion chip's statistics take it: the lanes of a beat in a balanced tree (missing ones are +0), beat i into partial
+    sum i % ``PARTIALS`` (from +0), then these in a tree."""
+    array = np.asarray(x, np.float32)
+    beats = -(-array.shape[-1] // lanes)
+    padded = np.zeros((*array.shape[:-1], beats * lanes), np.float32)
+    padded[..., : array.shape[-1]] = array
+    trees = tree_sum(padded.reshape(*array.shape[:-1], beats, lanes))
+    sums = np.zeros((*array.shape[:-1], PARTIALS), np.float32)
+    for start in range(0, beats, PARTIALS):
+        chunk = trees[..., start : start + PARTIALS]
+        sums[..., : chunk.shape[-1]] = add(sums[..., : chunk.shape[-1]], chunk)
+    return tree_sum(sums)
 
 
 def bf16_values(patterns: ArrayLike) -> Floats:
