@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,19 +15,21 @@ from lutra.hls_models.errors import ToolError
 from lutra.hls_models.streams import pack, unpack
 
 BANKS, LANES, ROWS, COLUMNS = 4, 16, 6, 8
+READ_LATENCY = 5
 SIZES = {"banks": BANKS, "lanes": LANES, "rows": ROWS, "columns": COLUMNS}
 
 
 class CellsBench(wiring.Component):
-    """A stream of commands in, the columns of each read out."""
+    """A stream of commands in; out: every bank's column per MAC, one bank's column per RD."""
 
     def __init__(self):
-        self.cells = DramCells(name="memory", address_rows=8, **SIZES)
+        self.cells = DramCells(name="memory", address_rows=8, read_latency=READ_LATENCY, **SIZES)
         ports = {name: len(getattr(self.cells, name)) for name in ("command", "bank", "row", "column", "element", "data")}
         super().__init__(
             {
                 "commands": In(stream.Signature(data.StructLayout(ports), always_ready=True)),
                 "columns": Out(stream.Signature(16 * LANES * BANKS, always_ready=True)),
+                "read": Out(stream.Signature(16 * LANES, always_ready=True)),
             }
         )
 
@@ -35,8 +37,14 @@ class CellsBench(wiring.Component):
         m = Module()
         m.submodules.cells = cells = self.cells
         m.d.comb += [getattr(cells, name).eq(self.commands.payload[name]) for name in ("command", "bank", "row", "column", "element", "data")]
-        m.d.comb += [cells.valid.eq(self.commands.valid), self.columns.payload.eq(cells.columns)]
-        m.d.sync += self.columns.valid.eq(self.commands.valid & ((cells.command == Command.RD) | (cells.command == Command.MAC)))
+        m.d.comb += [cells.valid.eq(self.commands.valid), self.columns.payload.eq(cells.columns), self.read.payload.eq(cells.read)]
+        m.d.sync += self.columns.valid.eq(self.commands.valid & (cells.command == Command.MAC))
+        later = self.commands.valid & (cells.command == Command.RD)
+        for i in range(READ_LATENCY):
+            stage = Signal(name=f"read_{i}")
+            m.d.sync += stage.eq(later)
+            later = stage
+        m.d.comb += self.read.valid.eq(later)
         return m
 
 
@@ -83,29 +91,39 @@ def test_the_cells_obey_as_the_model_does(bench, rng, tmp_path):
     for row in (0, 3, 4):
         device.row(row)[:] = rng.integers(0, 1 << 16, (BANKS, COLUMNS, LANES))
     files = {"memory.cells": contents(device, rows=ROWS), "memory.dump": ""}
-    reads = np.flatnonzero(commands["command"] == Command.RD)
-    columns = np.flatnonzero(np.isin(commands["command"], [Command.RD, Command.MAC]))
+    reads, macs = (np.flatnonzero(commands["command"] == kind) for kind in (Command.RD, Command.MAC))
     run = bench.run(
         stimuli={"c0": {"commands": played(commands, beats)}},
-        beats={"c0": {"columns": len(columns)}},
+        beats={"c0": {"columns": len(macs), "read": len(reads)}},
         files=files,
         max_cycles=len(commands) + 100,
         keep=tmp_path,
-    )
-    got = unpack(run["c0"]["columns"].payloads, 16, lanes=BANKS * LANES).reshape(-1, BANKS, LANES)
+    )["c0"]
     written = np.isin(commands["command"], [Command.WR, Command.WRA])
-    expected = device.replay(commands, beats[written])
-    assert np.array_equal(run["c0"]["columns"].cycles, columns + 1)
-    assert np.array_equal(got[np.isin(columns, reads), commands["bank"][reads]], expected.values)
+    used = 0
+    for i, mac in enumerate([*macs, None]):  # what a MAC reads is in the cells when it comes
+        piece = slice(0 if i == 0 else macs[i - 1], mac)
+        count = int(written[piece].sum())
+        values = device.replay(commands[piece], beats[written][used : used + count]).values
+        used += count
+        first = int((reads < (piece.start or 0)).sum())
+        assert np.array_equal(unpack(run["read"].payloads, 16, lanes=LANES)[first : first + len(values)], values)
+        if mac is not None:
+            got = unpack(run["columns"].payloads[i : i + 1], 16, lanes=BANKS * LANES).reshape(BANKS, LANES)
+            row = commands["row"][np.flatnonzero(commands["command"][:mac] == Command.ACTA)[-1]]
+            assert np.array_equal(got, device.row(row)[:, commands["column"][mac]])
+    assert np.array_equal(run["columns"].cycles, macs + 1)
+    assert np.array_equal(run["read"].cycles, reads + READ_LATENCY)
     dump = read_dump(tmp_path / "memory.dump", **SIZES)
     assert all(np.array_equal(dump[:, row], device.row(row)) for row in range(ROWS))
 
 
 def test_a_closed_row_reads_as_nan(bench):
-    commands = np.zeros(1, STREAM)
-    commands["command"] = Command.RD
-    run = bench.run(stimuli={"c0": {"commands": played(commands, np.zeros((1, LANES), np.uint16))}}, beats={"c0": {"columns": 1}}, max_cycles=50)
-    assert (unpack(run["c0"]["columns"].payloads, 16, lanes=BANKS * LANES) == 0x7FC0).all()
+    commands = np.zeros(2, STREAM)
+    commands["cycle"], commands["command"] = [0, 1], [Command.RD, Command.MAC]
+    stimuli = {"c0": {"commands": played(commands, np.zeros((2, LANES), np.uint16))}}
+    run = bench.run(stimuli=stimuli, beats={"c0": {"columns": 1, "read": 1}}, max_cycles=50)
+    assert (run["c0"]["columns"].payloads == 0x7FC07FC0).all() and (run["c0"]["read"].payloads == 0x7FC07FC0).all()
 
 
 def test_a_row_that_is_not_modelled_ends_the_simulation(bench):

@@ -27,16 +27,21 @@ class DramCells(wiring.Component):
         Sizes. All rows are held in memory: model as few as the program uses.
     address_rows
         Rows that ``row`` can address, at least ``rows``.
+    read_latency
+        Clocks from RD to its data on ``read``.
 
     Members
     -------
     valid, command, bank, row, column, element, data
         The command port; ``data`` is the beat of WR, or bank b's value in lane b for WRA (into value ``element`` of the column).
     columns : Out(banks * lanes * 16)
-        After RD or MAC the column of every bank's open row, bank 0 lowest, until the next one. A bank without an open row gives NaNs.
+        From the cycle after a MAC on, the column of every bank's open row, bank 0 lowest. A bank without an open row gives NaNs.
+    read : Out(lanes * 16)
+        ``read_latency`` cycles after RD, the column of the bank's open row; NaNs at other times.
     """
 
-    def __init__(self, *, name: str, banks: int, lanes: int, rows: int, columns: int, address_rows: int = 0) -> None:
+    def __init__(self, *, name: str, banks: int, lanes: int, rows: int, columns: int, address_rows: int = 0, read_latency: int = 1) -> None:
+        self.read_latency = read_latency
         self.name, self.banks, self.lanes, self.rows, self.row_columns = name, banks, lanes, rows, columns
         super().__init__(
             {
@@ -48,6 +53,7 @@ class DramCells(wiring.Component):
                 "element": In(max(1, ceil_log2(lanes))),
                 "data": In(16 * lanes),
                 "columns": Out(16 * lanes * banks),
+                "read": Out(16 * lanes),
             }
         )
 
@@ -64,6 +70,7 @@ class DramCells(wiring.Component):
             p_ROW_BITS=len(self.row),
             p_COLUMN_BITS=len(self.column),
             p_ELEMENT_BITS=len(self.element),
+            p_READ_LATENCY=self.read_latency,
             i_clk=ClockSignal(),
             i_valid=self.valid,
             i_command=self.command,
@@ -73,6 +80,7 @@ class DramCells(wiring.Component):
             i_element=self.element,
             i_data=self.data,
             o_columns=self.columns,
+            o_read=self.read,
         )
         return m
 
