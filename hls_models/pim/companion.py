@@ -116,7 +116,7 @@ def check_program(instructions: Sequence[Instruction], config: PimConfig) -> Non
         for name, base in _bases(work).items():
             if any(base < end and start < base + span for start, end in written):
                 raise ValueError(f"instruction {number}: {name} = {base} must not be in use by one before it that is not drained")
-        scalars = set(range(work.s, work.s + segments)) if Scale.SCALAR == work.scale or Add.SCALAR == work.add else set()
+        scalars = set(range(work.s, work.s + segments)) if work.scale == Scale.SCALAR or work.add == Add.SCALAR else set()
         stats = set(range(work.stat, work.stat + segments)) if work.statistic != Statistic.NONE else set()
         if results & (scalars | (stats if work.keep else set())):
             raise ValueError(f"instruction {number}: scalars must not be in use by one before it that is not drained")

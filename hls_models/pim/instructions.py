@@ -11,13 +11,14 @@ from functools import cached_property
 
 from lutra.hls_models.floats import FLOAT_LATENCY
 from lutra.hls_models.pim.config import PimConfig
-from lutra.hls_models.pim.functions import FUNCTION_LATENCY
-from lutra.hls_models.pim.program import Function, Instruction, Operation, Receive, Scalar, ScalarOperation, Statistic, Vector
+from lutra.hls_models.pim.functions import FUNCTION_LATENCY, SCALAR_LATENCY
+from lutra.hls_models.pim.program import Function, Instruction, Operation, Receive, Scalar, ScalarOperation, Statistic
 
 __all__ = [
     "FETCH",
     "INSTRUCTION_DEPTH",
     "MIDDLE",
+    "OPERATION_LATENCY",
     "PARTIALS",
     "PATH_FIELDS",
     "ROUND",
@@ -85,20 +86,21 @@ UNIT_LATENCY = {
     Unit.NONE: 0,
     Unit.GELU: FUNCTION_LATENCY["gelu"],
     Unit.RELU: 0,
-    Unit.GELU_ERF: FUNCTION_LATENCY["gelu_erf"],
+    Unit.GELU_ERF: FUNCTION_LATENCY["gelu"],
     Unit.EXP2: FUNCTION_LATENCY["exp2"],
 }
 """Clocks of the function unit."""
 
-_SCALAR_LATENCY = {
-    ScalarOperation.COPY: 0,
-    ScalarOperation.ADD: FLOAT_LATENCY["add"],
-    ScalarOperation.MUL: FLOAT_LATENCY["mul"],
-    ScalarOperation.MULK: FLOAT_LATENCY["mul"],
-    ScalarOperation.ADDK: FLOAT_LATENCY["add"],
-    ScalarOperation.RECIPROCAL: FUNCTION_LATENCY["reciprocal"],
-    ScalarOperation.RSQRT: FUNCTION_LATENCY["rsqrt"],
+OPERATION_LATENCY = {
+    ScalarOperation.COPY: 1,
+    ScalarOperation.ADD: SCALAR_LATENCY["add"],
+    ScalarOperation.MUL: SCALAR_LATENCY["mul"],
+    ScalarOperation.MULK: SCALAR_LATENCY["mul"],
+    ScalarOperation.ADDK: SCALAR_LATENCY["add"],
+    ScalarOperation.RECIPROCAL: SCALAR_LATENCY["reciprocal"],
+    ScalarOperation.RSQRT: SCALAR_LATENCY["rsqrt"],
 }
+"""Clocks from the issue of a SCALAR to that in which its result is written."""
 
 PATH_FIELDS = (
     ("kind", 2),
@@ -251,7 +253,7 @@ class Work:
     def done(self, lanes: int) -> int:
         """Clocks from the last item's issue to that in which the last result is written; the next clock may begin what waits for it."""
         if self.kind == Kind.SCALAR:
-            return 1 + _SCALAR_LATENCY[ScalarOperation(self.unit)]
+            return OPERATION_LATENCY[ScalarOperation(self.unit)]
         levels, add = lanes.bit_length() - 1, FLOAT_LATENCY["add"]
         if self.statistic in (Statistic.SUM, Statistic.SUMSQ):  # squares, tree, partial sum, its register, the sum of the partial sums
             return self.latency + FLOAT_LATENCY["mul"] * (self.statistic == Statistic.SUMSQ) + add * levels + add + 1 + 2 * add
