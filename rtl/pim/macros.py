@@ -124,7 +124,7 @@ def _fields(config: PimConfig, index: int, macro: Macro) -> dict[str, int]:
         "column": macro.column,
         "entry": macro.entry if buffers else 0,
         "count": count,
-        "load": macro.load if kind is MacroKind.MAC else 0,
+        "load": macro.load if buffers else 0,
         "read": macro.read if kind is MacroKind.MAC else 0,
         "accumulator": macro.accumulator,
         "times": times,

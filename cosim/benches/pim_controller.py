@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bench of rtl/pim/{controller,channel}.py: random macro programs, data offers and back-pressure; every command and handshake against the channel model."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from numpy.typing import NDArray
+
+from lutra.cosim.harness import Bench, Recording, Stimulus, compare
+from lutra.hls_models.errors import MismatchError
+from lutra.hls_models.pim.channel import ChannelModel, ChannelRun
+from lutra.hls_models.pim.config import LANE_BITS, CompanionConfig, PimConfig
+from lutra.hls_models.pim.program import Command, Macro, MacroKind
+from lutra.hls_models.pim.timing import Timing, load_timing
+from lutra.hls_models.streams import pack, unpack
+from lutra.rtl.pim.channel import Channel
+from lutra.rtl.pim.controller import ADJUST
+from lutra.rtl.pim.gaps import NO_RULE
+from lutra.rtl.pim.macros import command_layout, encode, macro_layout
+
+__all__ = ["Case", "TimedChannel", "bench", "case", "check", "commands", "compare_commands", "configurations", "play", "program"]
+
+FIELDS = {
+    Command.ACT: ("bank", "row"),
+    Command.ACTA: ("row",),
+    Command.PRE: ("bank",),
+    Command.RD: ("bank", "column"),
+    Command.WR: ("bank", "column"),
+    Command.MAC: ("column", "entry", "accumulator"),
+    Command.WRA: ("column", "element"),
+    Command.GBW: ("entry",),
+    Command.RDM: ("accumulator",),
+    Command.BIAS: ("accumulator",),
+}
+"""Operands that a command has; the others are not compared."""
+WITH_DATA = (Command.GBW, Command.WR, Command.WRA)
+
+
+class TimedChannel(wiring.Component):
+    """A channel without MAC units and cells: its banks read zeros. ``adjustable``: with the controller's port ``adjust``."""
+
+    def __init__(self, config: PimConfig, timing: Timing, *, channel: int = 0, adjustable: bool = True) -> None:
+        self._channel = Channel(config, timing, channel=channel, macs=False, adjustable=adjustable)
+        width = LANE_BITS * config.lanes
+        members = {
+            "macros": In(stream.Signature(macro_layout(config))),
+            "data": In(stream.Signature(width)),
+            "readout": Out(stream.Signature(width)),
+            "command": Out(stream.Signature(command_layout(config), always_ready=True)),
+        }
+        if adjustable:
+            members["adjust"] = In(stream.Signature(ADJUST, always_ready=True))
+        self._ports = list(members)
+        super().__init__(members)
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.channel = self._channel
+        for port in self._ports:
+            mine, its = wiring.flipped(getattr(self, port)), getattr(self._channel, port)
+            wiring.connect(m, mine, its)
+        return m
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A design of the bench."""
+
+    config: PimConfig
+    timing: Timing
+    channel: int = 0
+
+
+@cache
+def configurations(seed: int, count: int = 12) -> tuple[Setting, ...]:
+    """gddr6-aim in full width first, without and with activates in register mode; the rest drawn from the seed, 1 to 16 banks, all presets."""
+    rng = np.random.default_rng(seed)
+    names = ("gddr6-aim", "gddr6-7800", "gddr6-1900")
+    found = [Setting(PimConfig(name="full", activate_in_register_mode=early, refresh=early), load_timing("gddr6-aim")) for early in (True, False)]
+    while len(found) < count:
+        index = len(found)
+        banks = (1, 2, 4, 8, 16)[index % 5]
+        lanes = int(rng.choice([n for n in (4, 8, 16) if n >= banks]))
+        columns = int(rng.choice([1, 3, 8, 16, 37]))
+        config = PimConfig(
+            name=f"drawn {index}",
+            timing=names[index % 3],
+            channels=4,
+            banks=banks,
+            lanes=lanes,
+            rows=int(rng.choice([9, 64, 16384])),
+            columns=columns,
+            accumulators_per_bank=int(rng.choice([1, 2, 4, 8])),
+            activate_in_register_mode=bool(index % 2),
+            refresh=index != 5,
+            refresh_phase=int(rng.integers(0, 4000)),
+            companion=CompanionConfig(readout_depth=int(rng.choice([2, 5, 64])), data_depth=int(columns + rng.integers(1, 9))),
+        )
+        found.append(Setting(config, load_timing(names[index % 3]), int(rng.integers(4))))
+    return tuple(found)
+
+
+@cache
+def bench(seed: int) -> Bench:
+    """All configurations of a seed as ``c0``, ``c1`` … in one Verilated top."""
+    made = Bench("pim controller")
+    for index, setting in enumerate(configurations(seed)):
+        made.add(f"c{index}", TimedChannel(setting.config, setting.timing, channel=setting.channel))
+    return made
+
+
+def program(config: PimConfig, rng: np.random.Generator, count: int) -> list[Macro]:
+    """``count`` macro-commands of every kind, on few rows, so that rows are hit as well as switched; bursts cross rows, one in four repeats."""
+    rows, columns, accumulators = min(config.rows, 6), config.columns, config.accumulators_per_bank
+    weights = rng.dirichlet(np.ones(len(MacroKind)))
+    found = []
+    for _ in range(count):
+        kind = MacroKind(int(rng.choice(len(MacroKind), p=weights)))
+        times = int(rng.integers(2, 5)) if rng.random() < 0.25 else 1
+        size = int(rng.choice([1, 2, int(rng.integers(1, columns + 1)), columns]).clip(1, columns))
+        column = int(rng.integers(columns - size + 1)) if kind in (MacroKind.READ, MacroKind.WRITE) else int(rng.integers(columns))
+        row = int(rng.integers(rows))
+        step = int(rng.choice([0, 1, size, columns, int(rng.integers(2 * columns))]))
+        last = row * columns + column + (times - 1) * step + size
+        if last > config.rows * columns:
+            times, row = 1, 0
+        bank = int(rng.integers(config.banks))
+        found.append(
+            Macro(
+                kind,
+                row=row,
+                column=column,
+                entry=int(rng.integers(columns - size + 1)),
+                count=size,
+                load=int(rng.integers(accumulators + 1)) if rng.random() < 0.7 else 0,
+                read=int(rng.integers(accumulators + 1)),
+                accumulator=int(rng.integers(accumulators)),
+                times=times,
+                step=step,
+                bank=bank,
+                banks=1 if rng.random() < 0.4 else int(rng.integers(1, config.banks - bank + 1)),
+                open=bool(rng.integers(2)),
+                element=int(rng.integers(config.lanes)),
+            )
+        )
+    return found
+
+
+def beats_of(config: PimConfig, macros: list[Macro]) -> int:
+    """Data beats that a program takes."""
+    per = {
+        MacroKind.BUFFER: lambda one: one.count,
+        MacroKind.WRITE: lambda one: one.banks * one.count,
+        MacroKind.SCATTER: lambda one: one.times,
+        MacroKind.MODIFY: lambda one: one.times,
+    }
+    return sum(per[one.kind](one) for one in macros if one.kind in per)
+
+
+@dataclass
+class Case:
+    """What one design is given, and what it must do."""
+
+    macros: list[Macro]
+    offers: NDArray[np.int64]
+    beats: NDArray[np.uint32]
+    data_offers: NDArray[np.int64]
+    ready: NDArray[np.bool_]
+    run: ChannelRun
+    adjust: tuple[int, int, int]
+    """Index of a rule, what is added to its gap, cycle of the first refresh."""
+
+
+def case(setting: Setting, rng: np.random.Generator, count: int = 60, *, rule: int = NO_RULE, delta: int = 0) -> Case:
+    """A random program with random offers of macros and data, back-pressure and refresh phase. The model knows nothing of ``rule`` and ``delta``."""
+    config = setting.config
+    macros = program(config, rng, count)
+    beats = pack((rng.integers(0, 1 << LANE_BITS, (beats_of(config, macros), config.lanes)), LANE_BITS))
+    # Mostly at once, so that the controller never waits; or late, so that it waits for macros and beats, across refreshes too.
+    offers = np.cumsum(_late(rng, count + 1, 300))
+    data_offers = np.cumsum(_late(rng, len(beats), 150))
+    ready = np.repeat(rng.random(4000) < rng.choice([0.1, 0.5, 1.0]), int(rng.choice([1, 7, 60])))
+    phase = int(rng.integers(3, 2 * setting.timing.cycles("tREFI")))
+    timed = config.model_copy(update={"refresh_phase": phase, "stagger": False})
+    run = ChannelModel(timed, setting.timing, 0, macros, macro_offers=offers).run(data_offers, ready)
+    return Case(macros, offers, beats, data_offers, ready, run, (rule, delta, phase))
+
+
+def _late(rng: np.random.Generator, count: int, longest: int) -> NDArray[np.int64]:
+    return (
+        rng.integers(0, rng.choice([1, 2, longest]), count) * (rng.random(count) < rng.choice([0.1, 1.0])) * rng.choice([1, 1, 30], count, p=[0.9, 0.08, 0.02])
+    )
+
+
+def play(design: Bench, cases: dict[str, Case], settings: dict[str, Setting], **options: Any) -> dict[str, dict[str, Recording]]:
+    """Runs the cases at once."""
+    stimuli, ready, beats = {}, {}, {}
+    for name, one in cases.items():
+        rule, delta, phase = one.adjust
+        adjust = pack((np.array([rule]), 8), (np.array([delta]), 2), (np.array([phase]), 16))
+        stimuli[name] = {
+            "macros": Stimulus(encode(settings[name].config, one.macros), one.offers),
+            "data": Stimulus(one.beats, one.data_offers),
+            "adjust": Stimulus(adjust),
+        }
+        ready[name] = {"readout": one.ready}
+        beats[name] = {"command": len(one.run.commands), "readout": len(one.run.readouts_taken)}
+    end = max(max(one.run.done, int(one.run.readouts_taken.max(initial=0))) for one in cases.values())
+    return design.run(stimuli=stimuli, ready=ready, beats=beats, max_cycles=end + 2000, **options)
+
+
+def commands(config: PimConfig, recording: Recording) -> NDArray[Any]:
+    """A recorded command port as an array with the fields of ``lutra.cosim.dram.commands.STREAM`` and ``data`` (lanes)."""
+    layout = command_layout(config)
+    names = ("command", "bank", "row", "column", "entry", "accumulator", "element")
+    found = np.zeros(len(recording), [("cycle", np.int64), *((name, np.int64) for name in names), ("data", np.uint16, (config.lanes,))])
+    found["cycle"] = recording.cycles
+    for name in names:
+        field = layout[name if name != "command" else "kind"]
+        found[name] = unpack(recording.payloads, field.width, offset=field.offset)[:, 0] if field.width else 0
+    found["data"] = unpack(recording.payloads, LANE_BITS, lanes=config.lanes, offset=layout["data"].offset)
+    return found
+
+
+def compare_commands(name: str, one: Case, got: NDArray[Any]) -> int:
+    """Every command's cycle, kind and operands, and the data of all writes but MODIFY's; returns the number of commands compared.
+
+    After the program has ended, PREA and REF of the idle controller are let pass.
+    """
+    wanted = one.run.commands
+    idle = (got["cycle"] > one.run.done) & np.isin(got["command"], (Command.PREA, Command.REF))
+    got = got[~idle]
+    for i in range(min(len(wanted), len(got))):
+        kind = Command(int(wanted["command"][i]))
+        pairs = [(field, int(wanted[field if field != "element" else "entry"][i]), int(got[field][i])) for field in ("cycle", "command", *FIELDS.get(kind, ()))]
+        if wrong := [f"{field} {b}, expected {a}" for field, a, b in pairs if a != b]:
+            raise MismatchError(f"{name}.command[{i}]: {kind.name} in cycle {wanted['cycle'][i]}: {'; '.join(wrong)}", int(wanted["cycle"][i]), i)
+    if len(wanted) != len(got):
+        raise MismatchError(f"{name}.command: {len(got)} commands, expected {len(wanted)}")
+    takes = np.isin(got["cycle"], one.run.data_taken) & np.isin(got["command"], WITH_DATA)
+    modify = _modified(one.macros)
+    given = np.ascontiguousarray(one.beats).view(np.uint16).reshape(len(one.beats), -1)[:, : got["data"].shape[1]]
+    if not np.array_equal(got["data"][takes][~modify], given[~modify]):
+        raise MismatchError(f"{name}.command: data of a write differs")
+    return len(wanted)
+
+
+def _modified(macros: list[Macro]) -> NDArray[np.bool_]:
+    """(beats,) whether a beat goes into a MODIFY."""
+    flags: list[bool] = []
+    for one in macros:
+        if one.kind in (MacroKind.SCATTER, MacroKind.MODIFY):
+            flags += [one.kind is MacroKind.MODIFY] * one.times
+        elif one.kind in (MacroKind.BUFFER, MacroKind.WRITE):
+            flags += [False] * (one.count * (one.banks if one.kind is MacroKind.WRITE else 1))
+    return np.array(flags, bool)
+
+
+def check(name: str, setting: Setting, one: Case, recordings: dict[str, Recording]) -> int:
+    """Compares commands, acceptances of data and read-outs; returns the number of commands."""
+    compare(f"{name}.data", one.beats, one.run.data_accepted, recordings["data"])
+    compare(f"{name}.readout", None, one.run.readouts_taken, recordings["readout"])
+    return compare_commands(name, one, commands(setting.config, recordings["command"]))
