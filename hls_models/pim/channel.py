@@ -345,9 +345,13 @@ class ChannelModel:
         for i in range(macro.times):
             yield from self._mac_once(macro, i)
 
+    def _position(self, macro: Macro, i: int) -> tuple[int, int]:
+        """Row and column of repetition ``i``."""
+        return divmod(macro.row * self.config.columns + macro.column + i * macro.step, self.config.columns)
+
     def _mac_once(self, macro: Macro, i: int) -> Steps:
         columns = self.config.columns
-        row, column = divmod(macro.row * columns + macro.column + i * macro.step, columns)
+        row, column = self._position(macro, i)
         entry, left = macro.entry, macro.count
         yield from self._prologue(row, False, macro.load)
         while left:
@@ -417,7 +421,7 @@ class ChannelModel:
 
     def _scatter(self, macro: Macro) -> Steps:
         for i in range(macro.times):
-            row, column = divmod(macro.row * self.config.columns + macro.column + i * macro.step, self.config.columns)
+            row, column = self._position(macro, i)
             yield from self._open_for_data(row, i == 0)
             yield from self._write(WRA, column=column, entry=macro.element)
             self._open, self._open_row = False, -1
@@ -433,7 +437,7 @@ class ChannelModel:
     def _modify(self, macro: Macro) -> Steps:
         banks = range(self.config.banks)
         for i in range(macro.times):
-            row, column = divmod(macro.row * self.config.columns + macro.column + i * macro.step, self.config.columns)
+            row, column = self._position(macro, i)
             yield from self._open_for_data(row, i == 0)
             reads = []
             for bank in banks:
