@@ -317,9 +317,10 @@ class Checker:
         places = view.places(frozenset({Command.REF}))
         cycles = view.cycle[places]
         order = np.arange(len(places), dtype=np.int64)
-        behind, ahead = self._due(order + REFRESHES_BEHIND) - cycles, cycles - self._due(order - REFRESHES_BEHIND)
+        behind = self._due(order + REFRESHES_BEHIND) - cycles
+        ahead = (cycles - self._due(order - REFRESHES_BEHIND))[REFRESHES_BEHIND:]
         self._note(view, report, "refreshes behind", places, behind, "more than 8 refreshes behind those due")
-        self._note(view, report, "refreshes ahead", places, ahead, "more than 8 refreshes ahead of those due")
+        self._note(view, report, "refreshes ahead", places[REFRESHES_BEHIND:], ahead, "more than 8 refreshes ahead of those due")
         last = end if end is not None else int(view.cycle[-1]) if view.size else 0
         limit = int(self._due(np.array([len(places) + REFRESHES_BEHIND]))[0])
         if limit < last:
