@@ -64,10 +64,11 @@ STREAM = np.dtype(
 the column that a WRA writes."""
 
 
-def as_stream(commands: Stream | Iterable[dict[str, int]]) -> Stream:
+def as_stream(commands: Stream | Iterable[dict[str, int]], *, access_rows: bool = True) -> Stream:
     """A stream of dtype ``STREAM`` from any structured array with some of its fields, or from one dictionary per command.
 
-    Fields that are missing are 0; ``row`` of an access is then -1.
+    Fields that are missing are 0, but for ``row`` (-1), and ``element``, which is then ``entry``. ``access_rows`` False: ``row`` means something for
+    activates only.
     """
     if not isinstance(commands, np.ndarray):
         rows = list(commands)
@@ -80,11 +81,15 @@ def as_stream(commands: Stream | Iterable[dict[str, int]]) -> Stream:
     names = commands.dtype.names or ()
     if "cycle" not in names or "command" not in names:
         raise ValueError(f"a command stream needs the fields cycle and command, not {', '.join(names) or 'none'}")
-    if commands.dtype == STREAM:
+    if commands.dtype == STREAM and access_rows:
         return commands
     out = np.zeros(len(commands), STREAM)
     out["row"] = -1
     for name in names:
         if name in (STREAM.names or ()):
             out[name] = commands[name]
+    if "element" not in names:
+        out["element"] = out["entry"]
+    if not access_rows:
+        out["row"][~np.isin(out["command"], [Command.ACT, Command.ACTA])] = -1
     return out
