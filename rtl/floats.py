@@ -28,12 +28,14 @@ def greater(F: FloatFormat, a: ValueLike, b: ValueLike) -> Value:
 class FloatAdd(wiring.Component):
     """a + b, or a - b where ``subtract`` is 1, rounded once.
 
-    Stages: compare and swap; align and add; normalise; round.
+    Stages: compare and swap; align and add; normalise; round. With latency 2 they are two: up to the sum, and behind it, for loops whose next sum waits.
 
     Parameters
     ----------
     format : :class:`FloatFormat`
         Of both operands and of the result.
+    latency : int
+        ``FLOAT_LATENCY["add"]``, or 2.
 
     Members
     -------
@@ -42,14 +44,16 @@ class FloatAdd(wiring.Component):
     y : ``Out(format.bits)``
     """
 
-    def __init__(self, *, format: FloatFormat):
-        self.format = format
-        self.latency = FLOAT_LATENCY["add"]
+    def __init__(self, *, format: FloatFormat, latency: int = FLOAT_LATENCY["add"]):
+        if latency not in (2, FLOAT_LATENCY["add"]):
+            raise ValueError(f"Latency must be 2 or {FLOAT_LATENCY['add']}, not {latency}")
+        self.format, self.latency = format, latency
         super().__init__({"a": In(format.bits), "b": In(format.bits), "subtract": In(1), "y": Out(format.bits)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         F = self.format
+        between = int(self.latency > 2)  # cycles of the first and the third stage
         a, b = fields(m, F, self.a, "a"), fields(m, F, self.b, "b")
         sign_b = wire(m, b.sign ^ self.subtract, "sign_b")
         # A zero of either kind compares as the smallest magnitude and adds nothing.
@@ -58,15 +62,15 @@ class FloatAdd(wiring.Component):
         swap = wire(m, Cat(significand_b[: F.mantissa], b.exponent) > Cat(significand_a[: F.mantissa], a.exponent), "swap")
         distance = Mux(swap, b.exponent - a.exponent, a.exponent - b.exponent)[: F.exponent]
 
-        exponent = register(m, Mux(swap, b.exponent, a.exponent), "exponent_1")
-        large = register(m, Mux(swap, significand_b, significand_a), "large_1")
-        small = register(m, Mux(swap, significand_a, significand_b), "small_1")
-        distance = register(m, distance, "distance_1")
-        differ = register(m, a.sign ^ sign_b, "differ_1")
-        sign = register(m, Mux(swap, sign_b, a.sign), "sign_1", 3)
-        sign_zero = register(m, a.sign & sign_b, "sign_zero_1", 3)
-        nan = register(m, a.nan | b.nan | (a.inf & b.inf & (a.sign ^ sign_b)), "nan_1", 3)
-        inf = register(m, a.inf | b.inf, "inf_1", 3)
+        exponent = register(m, Mux(swap, b.exponent, a.exponent), "exponent_1", between)
+        large = register(m, Mux(swap, significand_b, significand_a), "large_1", between)
+        small = register(m, Mux(swap, significand_a, significand_b), "small_1", between)
+        distance = register(m, distance, "distance_1", between)
+        differ = register(m, a.sign ^ sign_b, "differ_1", between)
+        sign = register(m, Mux(swap, sign_b, a.sign), "sign_1", self.latency - 1)
+        sign_zero = register(m, a.sign & sign_b, "sign_zero_1", self.latency - 1)
+        nan = register(m, a.nan | b.nan | (a.inf & b.inf & (a.sign ^ sign_b)), "nan_1", self.latency - 1)
+        inf = register(m, a.inf | b.inf, "inf_1", self.latency - 1)
 
         # Guard, round and sticky bit below the smaller operand are enough for one correct rounding.
         aligned = shift_right_sticky(m, Cat(C(0, 3), small), distance, "aligned")
@@ -76,10 +80,10 @@ class FloatAdd(wiring.Component):
         exponent = register(m, exponent, "exponent_2")
 
         shifted, places = normalise(m, total, "normal")
-        shifted = register(m, shifted, "shifted_3")
+        shifted = register(m, shifted, "shifted_3", between)
         wide = Signal(signed(F.exponent + 2))
         m.d.comb += wide.eq(exponent + 1 - places)
-        wide = register(m, wide, "exponent_3")
+        wide = register(m, wide, "exponent_3", between)
 
         zero = ~shifted[-1]
         y = round_pack(m, F, sign=Mux(zero, sign_zero, sign), exponent=wide, significand=shifted, zero=zero, inf=inf, nan=nan, name="round")

@@ -10,8 +10,8 @@ accumulator in fp32; ``bf16`` accumulators are then rounded to bf16. NaN, inf - 
 shifts in float32, where a product of bf16 values is exact, truncation by conversion to int32; elements whose E is too far from 0 for that, NaNs and
 infinities among them, are taken from ``dot``. About 1 ns per MAC and lane on one core.
 
-RTL: ``lutra.rtl.pim.mac``. Operands in cycle t are in the accumulator (for the next MAC, ``LATENCY`` includes its stages) from cycle t + ``LATENCY`` on;
-a MAC may follow every cycle on another accumulator, every ``INTERVAL`` cycles on the same.
+RTL: ``lutra.rtl.pim.mac``. It takes an operation (MAC, BIAS, RDM) per clock, on the same accumulator every ``INTERVAL`` clocks; what was given in cycle t has
+its result in cycle t + ``LATENCY``.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from lutra.hls_models import floats
 from lutra.hls_models.floats import BF16, FP32
 from lutra.hls_models.pim import arithmetic
 
-__all__ = ["GUARD_BITS", "INTERVAL", "LATENCY", "READ_LATENCY", "Accumulator", "Operand", "burst", "dot", "gemv", "load", "mac", "read_out"]
+__all__ = ["GUARD_BITS", "INTERVAL", "LATENCY", "READ_LATENCY", "Accumulator", "Operand", "add", "burst", "dot", "gemv", "load", "mac", "read_out"]
 
 Bits = NDArray[np.uint32]
 Accumulator = Literal["fp32", "bf16"]
@@ -33,11 +33,12 @@ GUARD_BITS = 12
 """Bits below a product's significand that an aligned product keeps."""
 
 LATENCY = 11
-"""Clocks from operands to the accumulator: multiply, exponents (2), align, add (2), magnitude, normalise, round, add and align, normalise and round."""
+"""Clocks of an operation: multiply, largest exponent (2), align, add (2), magnitude, normalise, round; then the accumulator: align and add, normalise and
+round. A read-out goes through the same stages, so that it sees every MAC before it."""
 INTERVAL = 2
-"""Clocks between MACs on the same accumulator: the stages of its fp32 adder."""
-READ_LATENCY = LATENCY + 1
-"""Clocks from a read-out's start to its bf16 value: it goes through the same stages, so that it sees every MAC before it."""
+"""Clocks between operations on the same accumulator: the stages of its fp32 adder."""
+READ_LATENCY = LATENCY
+"""Clocks from a read-out's start to its bf16 value."""
 
 _PLACES = 2 * (BF16.bias + BF16.mantissa) + GUARD_BITS
 """A sum's value is ``sum * 2**(E - _PLACES)``, E the biased exponents' sum."""
@@ -76,9 +77,14 @@ def _accumulate(accumulator: arithmetic.Floats, sums: arithmetic.Floats, form: A
     return total if form == "fp32" else arithmetic.round_bf16(total)
 
 
+def add(accumulator: ArrayLike, sums: ArrayLike, form: Accumulator = "fp32") -> Bits:
+    """Accumulators (...) after ``sums`` (...) are added, fp32 bits all."""
+    return arithmetic.bits(_accumulate(arithmetic.values(accumulator), arithmetic.values(sums), form))
+
+
 def mac(columns: ArrayLike, buffer: ArrayLike, accumulator: ArrayLike, form: Accumulator = "fp32") -> Bits:
     """Accumulators (...), fp32 bits, after one MAC of bf16 operands (..., V)."""
-    return arithmetic.bits(_accumulate(arithmetic.values(accumulator), arithmetic.values(dot(columns, buffer)), form))
+    return add(accumulator, dot(columns, buffer), form)
 
 
 def load(bias: ArrayLike) -> Bits:
