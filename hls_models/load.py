@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -38,13 +38,13 @@ def nearest(word: object, legal: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(str(word).lower(), list(legal), n=1, cutoff=0.5)), "")
 
 
-def load_config(name_or_path: str | Path, model: type[C], *, presets: Path = PRESETS) -> C:
-    """A validated ``model`` from a shipped preset's name or a YAML file.
+def load_config(name_or_path: str | Path, *models: type[C], presets: Path = PRESETS) -> C:
+    """A validated model from a shipped preset's name or a YAML file.
 
     Parameters
     ----------
     name_or_path : name of a preset, or a path (anything with a folder or a suffix ``.yaml``/``.yml``, or that exists)
-    model : the configuration class
+    models : the configuration class; of several, the key ``target`` of the file chooses (the first where it has none)
     presets : folder of the presets
 
     Raises
@@ -69,11 +69,11 @@ def load_config(name_or_path: str | Path, model: type[C], *, presets: Path = PRE
         raise ConfigError(f"{path}: must be UTF-8 text (byte {error.start} is not)") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse_config(content, model, source=path.name if path.parent == presets else str(path))
+    return parse_config(content, *models, source=path.name if path.parent == presets else str(path))
 
 
-def parse_config(text: str, model: type[C], *, source: str = "<text>") -> C:
-    """A validated ``model`` from YAML ``text``; ``source`` names it in errors."""
+def parse_config(text: str, *models: type[C], source: str = "<text>") -> C:
+    """A validated model from YAML ``text``, as in ``load_config``; ``source`` names it in errors."""
     try:
         node = yaml.compose(text, Loader=_Loader)
         if not isinstance(node, yaml.MappingNode):
@@ -90,10 +90,23 @@ def parse_config(text: str, model: type[C], *, source: str = "<text>") -> C:
         raise ConfigError(f"{source}:{text.count(chr(10), 0, error.position) + 1}: is not valid YAML: {error.reason}") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{source}: is not valid YAML: {error}") from None
+    model = _chosen(models, data, lines, source)
     try:
         return model.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(_message(error, model, lines, source)) from None
+
+
+def _chosen(models: Sequence[type[C]], data: dict[str, Any], lines: dict[Place, int], source: str) -> type[C]:
+    """The model whose ``target`` the document names."""
+    if len(models) == 1 or "target" not in data:
+        return models[0]
+    targets = {str(model.model_fields["target"].default): model for model in models}
+    if data["target"] not in targets:
+        near = nearest(data["target"], targets)
+        hint = f"; nearest: {near}" if near else ""
+        raise ConfigError(f"{source}:{lines[('target',)]}: target: must be one of {', '.join(targets)}, not {data['target']!r}{hint}")
+    return targets[data["target"]]
 
 
 class _Loader(yaml.SafeLoader):
