@@ -79,7 +79,7 @@ TIGHT = [
     ("tWTRS buffer", 0, "0 ACT b0, 40 GBW, 52 RD b0"),
     ("tWTRL bias", -1, "0 MODE, 32 BIAS, 46 RDM"),
     ("write to MAC", 0, "0 ACT b0, 60 WR b0, 79 MACS b0"),
-    ("buffer to MAC", -1, "0 ACTA, 60 GBW, 63 MAC"),
+    ("buffer to MAC", -1, "0 ACTA, 60 GBW, 74 MAC"),
     ("copy turnaround", 1, "0 ACT b1, 66 RDCP b1, 68 GBW"),
     ("tMODE", -1, "0 MODE, 32 RDM"),
     ("tMODE", 2, "0 MODE, 32 ACT b2"),

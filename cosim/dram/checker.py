@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .commands import ALL_BANK, ARRAY, REGISTER, Command, Stream, as_stream
+from .commands import ACTIVATES, ALL_BANK, ARRAY, REGISTER, Command, Stream, as_stream
 from .rules import BUS_READS, BUS_WRITES, GROUP_BANKS, REFRESHES_BEHIND, Rule, Scope, rules
 from .timing import Timing
 
@@ -22,7 +22,6 @@ __all__ = ["Checker", "Coverage", "Report", "Violation"]
 Indices = NDArray[np.int64]
 NONE = -1
 KINDS = len(Command)
-ACTIVATES = frozenset({Command.ACT, Command.ACTA})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ALL_BANK", "ARRAY", "REGISTER", "STREAM", "Command", "Stream", "as_stream"]
+__all__ = ["ACTIVATES", "ALL_BANK", "ARRAY", "REGISTER", "STREAM", "Command", "Stream", "as_stream"]
 
 Stream = NDArray[Any]
 
@@ -39,6 +39,8 @@ class Command(IntEnum):
 
 C = Command
 
+ACTIVATES = frozenset({C.ACT, C.ACTA})
+
 ALL_BANK = frozenset({C.ACTA, C.PREA, C.MAC, C.WRA, C.GBW, C.RDM, C.BIAS, C.MODE, C.REF, C.AF, C.EWMUL, C.RDAF})
 """Commands without a bank: they concern all of them, or none."""
 
@@ -64,11 +66,11 @@ STREAM = np.dtype(
 the column that a WRA writes."""
 
 
-def as_stream(commands: Stream | Iterable[dict[str, int]], *, access_rows: bool = True) -> Stream:
+def as_stream(commands: Stream | Iterable[dict[str, int]], *, rows_of: frozenset[Command] | None = None) -> Stream:
     """A stream of dtype ``STREAM`` from any structured array with some of its fields, or from one dictionary per command.
 
-    Fields that are missing are 0, but for ``row`` (-1), and ``element``, which is then ``entry``. ``access_rows`` False: ``row`` means something for
-    activates only.
+    Fields that are missing are 0, but for ``row`` (-1), and ``element``, which is then ``entry``. ``rows_of``: commands whose ``row`` means
+    something, if not all.
     """
     if not isinstance(commands, np.ndarray):
         rows = list(commands)
@@ -81,7 +83,7 @@ def as_stream(commands: Stream | Iterable[dict[str, int]], *, access_rows: bool 
     names = commands.dtype.names or ()
     if "cycle" not in names or "command" not in names:
         raise ValueError(f"a command stream needs the fields cycle and command, not {', '.join(names) or 'none'}")
-    if commands.dtype == STREAM and access_rows:
+    if commands.dtype == STREAM and rows_of is None:
         return commands
     out = np.zeros(len(commands), STREAM)
     out["row"] = -1
@@ -90,6 +92,6 @@ def as_stream(commands: Stream | Iterable[dict[str, int]], *, access_rows: bool 
             out[name] = commands[name]
     if "element" not in names:
         out["element"] = out["entry"]
-    if not access_rows:
-        out["row"][~np.isin(out["command"], [Command.ACT, Command.ACTA])] = -1
+    if rows_of is not None:
+        out["row"][~np.isin(out["command"], list(rows_of))] = -1
     return out

@@ -92,12 +92,13 @@ def _turns(c: _Cycles) -> list[_Entry]:
         ("tWTRS buffer", {C.GBW}, OUTPUTS, CHANNEL, c("tCWLGB", "tBL", "tWTRS")),
         ("tWTRL", {C.WR, C.WRA}, OUTPUTS, GROUP, c("tCWL", "tBL", "tWTRL")),
         ("tWTRL bias", {C.BIAS}, {C.RD, *registers}, GROUP, c("tCWLREG", "tBL", "tWTRL")),
-        # Ours: cells must be written before a MAC unit reads them, as a RD would; entries of the buffer before they are used.
+        # Ours: cells and buffer must be written before a MAC unit reads them, as for a RD of the same group.
         ("write to MAC", {C.WR, C.WRA, C.WRCP}, CELL_READS - {C.RD}, GROUP, c("tCWL", "tBL", "tWTRL")),
         ("write to MAC", {C.WRCP}, OUTPUTS, GROUP, c("tCWL", "tBL", "tWTRL")),
-        ("buffer to MAC", {C.GBW}, {C.MAC, C.MACS, C.WRCP}, CHANNEL, c("tCWLGB", "tBL")),
+        ("buffer to MAC", {C.GBW}, {C.MAC, C.MACS, C.WRCP}, CHANNEL, c("tCWLGB", "tBL", "tWTRL")),
+        # Ours: a copy holds the bus inside the group for a column's time, whichever way it goes.
         ("copy turnaround", {C.RDCP}, {C.MAC, C.MACS, C.WRCP, C.GBW}, CHANNEL, c("tCCDL")),
-        ("copy turnaround", {C.WRCP, C.MAC, C.MACS}, {C.RDCP, C.GBW}, CHANNEL, c("tCCDL")),
+        ("copy turnaround", {C.WRCP, C.MAC, C.MACS}, {C.RDCP}, CHANNEL, c("tCCDL")),
         ("tMODE", {C.MODE}, set(C), CHANNEL, c("tMODE")),
     ]
     return entries
