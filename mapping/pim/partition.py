@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Partition of a model over channels and banks (architecture.md, 4.7): what lies where, chosen by cycles, within the capacity.
+
+Weights come first, then the reservations of keys and values, one step of ``RESERVATION`` tokens after the other for all layers: a larger reservation
+appends rows and moves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from lutra.hls_models.errors import ModelError
+from lutra.hls_models.pim.config import LANE_BITS, PimConfig
+from lutra.mapping.pim.costs import Costs
+from lutra.mapping.pim.heads import HEADS_PER_PASS, HeadLayout, Pass
+from lutra.mapping.pim.places import Groups, Piece, Shelf, Striped, pieces, placements
+from lutra.mapping.pim.shape import GptShape
+from lutra.mapping.pim.sram import score_budget, score_stride
+
+__all__ = ["RESERVATION", "KeyValue", "LayerPlaces", "Matrix", "Partition", "Region", "partition"]
+
+RESERVATION = 1024
+"""Tokens by which the room for keys and values grows."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of ``outputs`` x ``inputs`` in chunks of columns: output j on bank j % B, channel (j // B) % C, group j // (B*C)."""
+
+    name: str
+    outputs: int
+    inputs: int
+    chunks: tuple[Groups, ...]
+
+    @property
+    def groups(self) -> int:
+        """Groups of outputs: MAC bursts per chunk."""
+        return self.chunks[0].groups
+
+    def starts(self) -> list[int]:
+        """First beat of every chunk's inputs."""
+        found = [0]
+        for chunk in self.chunks[:-1]:
+            found.append(found[-1] + chunk.columns)
+        return found
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """Room of one pass's heads for one step of tokens. Token t (of the step): bank t % B, channel (t // B) % split of its head, group t // (B*split)."""
+
+    keys: Groups
+    values: tuple[Groups, ...]
+    """Per block of a buffer's tokens: a group of columns per group of dimensions."""
+
+
+@dataclass(frozen=True)
+class LayerPlaces:
+    """Matrices and vectors of a layer."""
+
+    joint: Matrix
+    output: Matrix
+    up: Matrix
+    down: Matrix
+    query_bias: Striped
+    output_bias: Striped
+    up_bias: Striped
+    down_bias: Striped
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows [``row``, ``row + rows``) of all banks; for reports and checks."""
+
+    name: str
+    row: int
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Everything's place.
+
+    Attributes
+    ----------
+    config
+        The configuration; with more rows than a device has where the capacity is ignored and exceeded (``overflow_rows``).
+    tokens
+        Tokens that there is room for: a multiple of ``reservation``.
+    keyvalues
+        [step][layer][pass].
+    position_groups
+        Columns of a position: position p is in bank p % B, group p // B.
+    """
+
+    shape: GptShape
+    config: PimConfig
+    costs: Costs
+    layout: HeadLayout
+    reservation: int
+    tokens: int
+    positions: int
+    embedding: Matrix
+    head: Matrix
+    layers: tuple[LayerPlaces, ...]
+    position_groups: Groups
+    gain: Striped
+    bias: Striped
+    keyvalues: tuple[tuple[tuple[KeyValue, ...], ...], ...]
+    regions: tuple[Region, ...]
+    overflow_rows: int
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Heads that work at once."""
+        return self.layout.passes
+
+    @property
+    def rows(self) -> int:
+        """Rows used in every bank."""
+        return sum(region.rows for region in self.regions)
+
+    @property
+    def block(self) -> int:
+        """Tokens whose softmax weights fill a buffer."""
+        return min(self.reservation, self.config.columns * self.config.lanes)
+
+    def token_column(self, token: int) -> tuple[int, int]:
+        """(channel, list of pieces index base): channel and bank of a token's embedding: where output ``token`` of the table is."""
+        banks = self.config.banks
+        return token // banks % self.config.channels, token % banks
+
+    def position_pieces(self, position: int) -> list[Piece]:
+        """What every channel reads for a position's embedding."""
+        slot, bank = divmod(position, self.config.banks)
+        return list(pieces(bank, self.position_groups.position(slot), self.position_groups.columns, self.config.columns))
+
+
+def partition(
+    shape: GptShape, config: PimConfig, *, tokens: int | None = None, reservation: int = RESERVATION, ignore_capacity: bool = False
+) -> Partition:
+    """Place a model.
+
+    Parameters
+    ----------
+    tokens
+        Keys and values to make room for (rounded up to ``reservation``); the model's positions where not given. More than the positions only for shapes:
+        their table is as long as the room.
+    ignore_capacity
+        Place it in a device of as many rows as it needs.
+
+    Raises
+    ------
+    ModelError
+        The model does not fit, with the bytes that are missing.
+    """
+    wanted = shape.context if tokens is None else tokens
+    if wanted < 1:
+        raise ModelError(f"{shape.name}: tokens must be at least 1, not {wanted}")
+    block = min(reservation, config.columns * config.lanes)
+    unit = math.lcm(config.lanes, config.banks, block) if reservation > 0 else 1
+    if reservation < 1 or reservation % unit:
+        raise ModelError(f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}; nearest legal value {max(1, reservation // unit) * unit}")
+    steps = -(-wanted // reservation)
+    return _Placer(shape, config, reservation, steps, max(shape.context, wanted)).partition(ignore_capacity)
+
+
+class _Placer:
+    def __init__(self, shape: GptShape, config: PimConfig, reservation: int, steps: int, positions: int) -> None:
+        self.shape, self.config, self.reservation, self.steps, self.positions = shape, config, reservation, steps, positions
+        self.costs = Costs.of(config)
+        self.placements = cache(self._placements)
+        self.small: set[tuple[int, int]] = set()
+        self.layout = HeadLayout(shape, config, self._passes())
+        self.regions: list[Region] = []
+
+    def _placements(self, columns: int, groups: int) -> list[tuple[int, Groups]]:
+        return placements(columns, groups, self.costs)
+
+    def chosen(self, columns: int, groups: int) -> tuple[int, Groups]:
+        """The quickest placement, or the smallest of those that had to be made small."""
+        ways = self.placements(columns, groups)
+        return min(ways, key=lambda way: (way[1].rows, way[0])) if (columns, groups) in self.small else ways[0]
+
+    # heads
+
+    def _passes(self) -> tuple[Pass, ...]:
+        """Heads by passes of the fewest cycles in all, scores of two passes in the SRAM where possible."""
+        shape, config = self.shape, self.config
+        sizes = HeadLayout(shape, config, ())
+        divisors = [s for s in range(1, config.channels + 1) if config.channels % s == 0 and self.reservation % (s * config.banks) == 0]
+        splits = [s for s in divisors if sizes.words % s == 0 or s == config.channels]
+        budget = score_budget(shape, config, HeadLayout(shape, config, (Pass(0, shape.heads, 1),)))
+        roomy = [s for s in splits if 2 * self._together(s) * score_stride(self.positions, s, config) <= budget]
+        splits = roomy or [s for s in splits if self._together(s) * score_stride(self.positions, s, config) <= budget] or splits[-1:]
+        cost = {s: self._pass_cycles(s, sizes) for s in splits}
+        best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+        for heads in range(1, shape.heads + 1):
+            options = ((best[max(0, heads - self._together(s))], s) for s in splits)
+            best.append(min((before[0] + cost[s], (*before[1], s)) for before, s in options))
+        made, first = [], 0
+        for split in sorted(best[shape.heads][1]):
+            heads = min(self._together(split), shape.heads - first)
+            if heads:
+                made.append(Pass(first, heads, split))
+                first += heads
+        return tuple(made)
+
+    def _together(self, split: int) -> int:
+        return min(self.config.channels // split, HEADS_PER_PASS)
+
+    def _pass_cycles(self, split: int, sizes: HeadLayout) -> int:
+        """Cycles of a pass at the largest context of one step: scores, weighted values, the buffers before them, the values' writes."""
+        context = min(self.reservation, self.positions)
+        keys = self.placements(sizes.beats, -(-context // (split * self.config.banks)))[0][0]
+        groups = sizes.groups(split)
+        width = self.config.columns
+        block = min(self.reservation, width * self.config.lanes)
+        blocks = -(-context // block)
+        columns = -(-min(context, block) // self.config.lanes)
+        values = blocks * self.costs.bursts([g * width for g in range(groups)], columns)
+        return keys + self.costs.fill(sizes.beats) + values + blocks * self.costs.fill(columns) + self.costs.scatter(groups)
+
+    # regions
+
+    def take(self, name: str, groups: Groups) -> Groups:
+        """Placed behind everything else."""
+        row = self.regions[-1].row + self.regions[-1].rows if self.regions else 0
+        self.regions.append(Region(name, row, groups.rows))
+        return groups.at(row)
+
+    def chunk_columns(self, inputs: int, groups: int) -> list[int]:
+        """Columns of the chunks of a matrix: full buffers and a rest, or equal ones, whichever takes fewer cycles."""
+        beats, width = -(-inputs // self.config.lanes), self.config.columns
+        number = -(-beats // width)
+        greedy = [width] * (number - 1) + [beats - width * (number - 1)]
+        equal = [beats // number + (i < beats % number) for i in range(number)]
+        return min((greedy, equal), key=lambda sizes: sum(self.chosen(size, groups)[0] for size in sizes))
+
+    def matrix(self, name: str, outputs: int, inputs: int) -> Matrix:
+        groups = -(-outputs // (self.config.banks * self.config.channels))
+        chunks = tuple(self.take(f"{name} chunk {i}", self.chosen(columns, groups)[1]) for i, columns in enumerate(self.chunk_columns(inputs, groups)))
+        return Matrix(name, outputs, inputs, chunks)
+
+    def shelf(self, name: str, sizes: dict[str, int]) -> dict[str, Striped]:
+        row = self.regions[-1].row + self.regions[-1].rows if self.regions else 0
+        shelf = Shelf(row, self.config.banks, self.config.columns)
+        found = {key: shelf.place(size, self.config.lanes, self.config.channels) for key, size in sizes.items()}
+        self.regions.append(Region(name, row, shelf.rows))
+        return found
+
+    def keyvalue(self, name: str, part: Pass) -> KeyValue:
+        config, layout = self.config, self.layout
+        groups = self.reservation // (part.split * config.banks)
+        keys = self.take(f"{name} keys", self.chosen(layout.beats, groups)[1])
+        block = min(self.reservation, config.columns * config.lanes)
+        columns = block // config.lanes
+        room = Groups(0, columns, layout.groups(part.split), config.columns // columns, config.columns)
+        return KeyValue(keys, tuple(self.take(f"{name} values {b}", room) for b in range(self.reservation // block)))
+
+    def place(self) -> Partition:
+        shape, config, layout = self.shape, self.config, self.layout
+        self.regions = []
+        d, attention = shape.hidden, shape.heads * layout.words * config.banks
+        beats = -(-d // config.lanes)
+        columns = -(-beats // config.channels)
+        per_row = config.columns // columns
+        table = self.take("positions", Groups(0, columns, -(-self.positions // config.banks), per_row, config.columns))
+        query_bias = layout.outputs - layout.query_offset // config.channels * config.channels * config.banks
+        sizes = {"gain": d, "bias": d}
+        for i in range(shape.layers):
+            sizes |= {f"{i} query": query_bias, f"{i} output": d, f"{i} up": shape.ffn, f"{i} down": d}
+        vectors = self.shelf("vectors", sizes)
+        head = self.matrix("head", shape.vocabulary, d)
+        embedding = head if shape.tied else self.matrix("embedding", shape.vocabulary, d)
+        layers = tuple(
+            LayerPlaces(
+                self.matrix(f"layers.{i}.joint", layout.outputs, d),
+                self.matrix(f"layers.{i}.output", d, attention),
+                self.matrix(f"layers.{i}.up", shape.ffn, d),
+                self.matrix(f"layers.{i}.down", d, shape.ffn),
+                *(vectors[f"{i} {name}"] for name in ("query", "output", "up", "down")),
+            )
+            for i in range(shape.layers)
+        )
+        keyvalues = tuple(
+            tuple(tuple(self.keyvalue(f"layers.{i} step {step} pass {j}", part) for j, part in enumerate(layout.passes)) for i in range(shape.layers))
+            for step in range(self.steps)
+        )
+        return Partition(
+            shape=shape,
+            config=config,
+            costs=self.costs,
+            layout=layout,
+            reservation=self.reservation,
+            tokens=self.steps * self.reservation,
+            positions=self.positions,
+            embedding=embedding,
+            head=head,
+            layers=layers,
+            position_groups=table,
+            gain=vectors["gain"],
+            bias=vectors["bias"],
+            keyvalues=keyvalues,
+            regions=tuple(self.regions),
+            overflow_rows=0,
+        )
+
+    def partition(self, ignore_capacity: bool) -> Partition:
+        """By cycles; where that does not fit, with the placements that save most rows per cycle made small, one after the other."""
+        made, rows = self.place(), self.config.rows
+        for key in self.savings():
+            if made.rows <= rows:
+                break
+            self.small.add(key)
+            made = self.place()
+        if made.rows <= rows:
+            return made
+        if ignore_capacity:
+            self.small = set()
+            made = self.place()
+            wider = self.config.model_copy(update={"rows": made.rows})
+            return _with(made, wider, made.rows - rows)
+        config = self.config
+        row_bytes = config.channels * config.banks * config.columns * config.lanes * LANE_BITS // 8
+        raise ModelError(
+            f"{self.shape.name}: with keys and values of {made.tokens} tokens it needs {made.rows} rows per bank ({_gib(made.rows * row_bytes)}), "
+            f"{config.name} has {rows} ({_gib(rows * row_bytes)}): {_gib((made.rows - rows) * row_bytes)} too much"
+        )
+
+    def savings(self) -> Iterator[tuple[int, int]]:
+        """Placements that can be made smaller, those first that lose fewest cycles per row."""
+        made: list[tuple[float, tuple[int, int]]] = []
+        for columns, groups in {(chunk.columns, chunk.groups) for matrix in self.matrices() for chunk in matrix.chunks}:
+            ways = self.placements(columns, groups)
+            small = min(ways, key=lambda way: (way[1].rows, way[0]))
+            saved = ways[0][1].rows - small[1].rows
+            if saved > 0:
+                made.append(((small[0] - ways[0][0]) / saved, (columns, groups)))
+        yield from (key for _, key in sorted(made))
+
+    def matrices(self) -> list[Matrix]:
+        """The matrices of one layer, and the head, placed anywhere."""
+        shape, layout = self.shape, self.layout
+        regions, self.regions = self.regions, []
+        sizes = [
+            (layout.outputs, shape.hidden),
+            (shape.hidden, shape.heads * layout.words * self.config.banks),
+            (shape.ffn, shape.hidden),
+            (shape.hidden, shape.ffn),
+            (shape.vocabulary, shape.hidden),
+        ]
+        found = [self.matrix("", n, k) for n, k in sizes]
+        self.regions = regions
+        return found
+
+
+def _with(made: Partition, config: PimConfig, overflow: int) -> Partition:
+    values = {name: getattr(made, name) for name in Partition.__dataclass_fields__}
+    return Partition(**values | {"config": config, "overflow_rows": overflow})
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
