@@ -26,6 +26,7 @@ from lutra.hls_models.pim.timing import Timing
 __all__ = ["BurstChannel"]
 
 FIELDS = COMMANDS.names or ()
+UNKNOWN = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class BurstChannel(ChannelModel):
                 self._reach[before] = max(self._reach[before], cycles)
         self._window_reach = max(self._tables.window)
         self._gap = [max([1, *(cycles for before, cycles in self._tables.channel[kind] if before == kind)]) for kind in range(len(Command))]
-        self._proven: dict[tuple[int, ...], Repetition] = {}
+        self._proven: dict[tuple[int, ...], Repetition | None] = {}  # None: ends in another state
         self._runs: dict[int, tuple[int, int]] = {}  # entry of the log -> (number, gap)
         self._repeats: list[tuple[int, ...]] = []  # (place in the log, first, last, times, cycle, period, row, rows)
         self._checked: int | None = None
@@ -133,11 +134,16 @@ class BurstChannel(ChannelModel):
                 done += 1
                 continue
             key = self._key(macro, done)
-            if key in self._proven and (jumped := self._jump(self._proven[key], macro, done, (macro.times - done) // bursts)):
+            found = self._proven.get(key, UNKNOWN)
+            if isinstance(found, Repetition) and (jumped := self._jump(found, macro, done, (macro.times - done) // bursts)):
                 done += jumped * bursts
-            else:
+                continue
+            if found is UNKNOWN:
                 yield from self._prove(macro, done, bursts, key)
-                done += bursts
+            else:
+                for i in range(done, done + bursts):
+                    yield from self._mac_once(macro, i)
+            done += bursts
 
     def _prove(self, macro: Macro, done: int, bursts: int, key: tuple[int, ...]) -> Steps:
         """Steps one repetition; kept if it ends as it began."""
@@ -146,8 +152,10 @@ class BurstChannel(ChannelModel):
         for i in range(done, done + bursts):
             yield from self._mac_once(macro, i)
         took = _differences(self.spent, spent)
-        waited = any(place % BEFORE == SPACE for place, _ in took)
-        if not waited and self.counts[REF] == counts[REF] and key == self._key(macro, done + bursts):
+        if self.counts[REF] > counts[REF] or any(place % BEFORE == SPACE for place, _ in took):
+            return  # nothing is known: it was disturbed
+        self._proven[key] = None
+        if key == self._key(macro, done + bursts):
             self._proven[key] = Repetition(
                 start=start,
                 row=self._position(macro, done)[0],

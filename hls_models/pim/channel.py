@@ -465,23 +465,31 @@ class ChannelModel:
         ------
         ValueError : the program takes more beats than ``data_offers`` has
         """
-        offers = None if data_offers is None else np.asarray(data_offers, np.int64)
+        offers = None if data_offers is None else [int(cycle) for cycle in np.asarray(data_offers)]
         ready = readout_ready if isinstance(readout_ready, Ready) else Ready(readout_ready)
-        while not self.advance():
+        ended = False
+        while not ended:
+            ended = self.advance()
             self._take_readouts(ready)
-            if self.waiting == "data":
-                index = len(self.data_times)
-                if offers is not None and index >= len(offers):
-                    raise ValueError(f"data_offers must have more than {len(offers)} beats: the program takes them all")
-                previous = self.data_times[-1] + 1 if index else 0
-                depth = self.config.companion.data_depth
-                place = self.data_taken[index - depth] if index >= depth else 0
-                self.data_times.append(max(previous, place, int(offers[index]) if offers is not None else 0))
-        self._take_readouts(ready)
+            self._offer_data(offers)
+            if not ended and self.waiting == "data" and len(self.data_times) == len(self.data_taken):
+                raise ValueError(f"data_offers must have more than {len(self.data_times)} beats: the program takes them all and more")
         accepted, taken, queued, released = (np.array(t, np.int64) for t in (self.data_times, self.data_taken, self.readout_times, self.release_times))
-        return ChannelRun(self.commands(), accepted, taken, queued, released, self._now)
+        return ChannelRun(self.commands(), accepted if offers is not None else accepted[: len(taken)], taken, queued, released, self._now)
 
     def _take_readouts(self, ready: Ready) -> None:
+        previous = self.release_times[-1] if self.release_times else -1
+        always = not len(ready.trace)
         for queued in self.readout_times[len(self.release_times) :]:
-            previous = self.release_times[-1] if self.release_times else -1
-            self.release_times.append(int(ready.next_ready(max(queued, previous) + 1)))
+            previous = max(queued, previous) + 1
+            if not always:
+                previous = int(ready.next_ready(previous))
+            self.release_times.append(previous)
+
+    def _offer_data(self, offers: list[int] | None) -> None:
+        """Accepts the beats whose places are known: beat i needs that of beat i - depth."""
+        times, taken, depth = self.data_times, self.data_taken, self.config.companion.data_depth
+        previous = times[-1] if times else -1
+        for index in range(len(times), len(taken) + depth if offers is None else min(len(offers), len(taken) + depth)):
+            previous = max(previous + 1, taken[index - depth] if index >= depth else 0, offers[index] if offers is not None else 0)
+            times.append(previous)
