@@ -11,19 +11,38 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
+from lutra.cosim.dram.cells import DramCells, contents
+from lutra.cosim.dram.checker import Checker, Report
+from lutra.cosim.dram.commands import as_stream
+from lutra.cosim.dram.device import Device
+from lutra.cosim.dram.timing import read_timing
 from lutra.cosim.harness import Bench, Recording, Stimulus, compare
 from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.pim.channel import ChannelModel, ChannelRun
 from lutra.hls_models.pim.config import LANE_BITS, CompanionConfig, PimConfig
 from lutra.hls_models.pim.program import Command, Macro, MacroKind
-from lutra.hls_models.pim.timing import Timing, load_timing
+from lutra.hls_models.pim.timing import TIMING_PRESETS, Timing, load_timing
 from lutra.hls_models.streams import pack, unpack
 from lutra.rtl.pim.channel import Channel
 from lutra.rtl.pim.controller import ADJUST
 from lutra.rtl.pim.gaps import NO_RULE
 from lutra.rtl.pim.macros import command_layout, encode, macro_layout
 
-__all__ = ["Case", "TimedChannel", "bench", "case", "check", "commands", "compare_commands", "configurations", "play", "program"]
+__all__ = [
+    "BenchChannel",
+    "Case",
+    "Setting",
+    "bench",
+    "case",
+    "check",
+    "commands",
+    "compare_commands",
+    "configurations",
+    "golden_readouts",
+    "play",
+    "program",
+    "violations",
+]
 
 FIELDS = {
     Command.ACT: ("bank", "row"),
@@ -38,47 +57,63 @@ FIELDS = {
     Command.BIAS: ("accumulator",),
 }
 """Operands that a command has; the others are not compared."""
+VALUE_ROWS = 8
 WITH_DATA = (Command.GBW, Command.WR, Command.WRA)
 
 
-class TimedChannel(wiring.Component):
-    """A channel without MAC units and cells: its banks read zeros. ``adjustable``: with the controller's port ``adjust``."""
+@dataclass(frozen=True)
+class Setting:
+    """A design of the bench. ``cells``: with MAC units and a DRAM's cells, in files of this name; without, its banks read zeros."""
 
-    def __init__(self, config: PimConfig, timing: Timing, *, channel: int = 0, adjustable: bool = True) -> None:
-        self._channel = Channel(config, timing, channel=channel, macs=False, adjustable=adjustable)
+    config: PimConfig
+    timing: Timing
+    channel: int = 0
+    cells: str = ""
+
+
+class BenchChannel(wiring.Component):
+    """A channel with a DRAM beside it, as far as the setting wants one; all streams of ``Channel`` are its ports."""
+
+    def __init__(self, setting: Setting) -> None:
+        config, timing = setting.config, setting.timing
+        self._channel = Channel(config, timing, channel=setting.channel, macs=bool(setting.cells), adjustable=True)
+        self._cells = None
+        if setting.cells:
+            latency = timing.cycles("tCL") + timing.cycles("tBL")
+            sizes = {"banks": config.banks, "lanes": config.lanes, "rows": config.rows, "columns": config.columns}
+            self._cells = DramCells(name=setting.cells, read_latency=latency, **sizes)
         width = LANE_BITS * config.lanes
         members = {
             "macros": In(stream.Signature(macro_layout(config))),
             "data": In(stream.Signature(width)),
             "readout": Out(stream.Signature(width)),
             "command": Out(stream.Signature(command_layout(config), always_ready=True)),
+            "adjust": In(stream.Signature(ADJUST, always_ready=True)),
         }
-        if adjustable:
-            members["adjust"] = In(stream.Signature(ADJUST, always_ready=True))
         self._ports = list(members)
         super().__init__(members)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.submodules.channel = self._channel
+        m.submodules.channel = channel = self._channel
         for port in self._ports:
-            mine, its = wiring.flipped(getattr(self, port)), getattr(self._channel, port)
-            wiring.connect(m, mine, its)
+            wiring.connect(m, wiring.flipped(getattr(self, port)), getattr(channel, port))
+        if self._cells is not None:
+            m.submodules.cells = cells = self._cells
+            command = channel.command.payload
+            m.d.comb += [
+                cells.valid.eq(channel.command.valid),
+                cells.command.eq(command.kind),
+                *(getattr(cells, name).eq(command[name]) for name in ("bank", "row", "column", "element", "data")),
+                channel.columns.eq(cells.columns),
+                channel.read.eq(cells.read),
+            ]
         return m
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A design of the bench."""
-
-    config: PimConfig
-    timing: Timing
-    channel: int = 0
 
 
 @cache
 def configurations(seed: int, count: int = 12) -> tuple[Setting, ...]:
-    """gddr6-aim in full width first, without and with activates in register mode; the rest drawn from the seed, 1 to 16 banks, all presets."""
+    """gddr6-aim in full width with and without activates in register mode, then drawn from the seed, 1 to 16 banks, all presets; three with values at last."""
     rng = np.random.default_rng(seed)
     names = ("gddr6-aim", "gddr6-7800", "gddr6-1900")
     found = [Setting(PimConfig(name="full", activate_in_register_mode=early, refresh=early), load_timing("gddr6-aim")) for early in (True, False)]
@@ -102,6 +137,18 @@ def configurations(seed: int, count: int = 12) -> tuple[Setting, ...]:
             companion=CompanionConfig(readout_depth=int(rng.choice([2, 5, 64])), data_depth=int(columns + rng.integers(1, 9))),
         )
         found.append(Setting(config, load_timing(names[index % 3]), int(rng.integers(4))))
+    for index, (banks, lanes, accumulators, form) in enumerate(((4, 16, 1, "fp32"), (2, 4, 4, "bf16"), (1, 8, 2, "fp32"))):
+        config = PimConfig(
+            name=f"values {index}",
+            timing=names[index],
+            banks=banks,
+            lanes=lanes,
+            rows=VALUE_ROWS,
+            columns=(64, 7, 12)[index],
+            accumulators_per_bank=accumulators,
+            accumulator=form,
+        )
+        found.append(Setting(config, load_timing(names[index]), cells=f"cells{index}"))
     return tuple(found)
 
 
@@ -110,14 +157,18 @@ def bench(seed: int) -> Bench:
     """All configurations of a seed as ``c0``, ``c1`` … in one Verilated top."""
     made = Bench("pim controller")
     for index, setting in enumerate(configurations(seed)):
-        made.add(f"c{index}", TimedChannel(setting.config, setting.timing, channel=setting.channel))
+        made.add(f"c{index}", BenchChannel(setting))
     return made
 
 
-def program(config: PimConfig, rng: np.random.Generator, count: int) -> list[Macro]:
+def program(setting: Setting, rng: np.random.Generator, count: int) -> list[Macro]:
     """``count`` macro-commands of every kind, on few rows, so that rows are hit as well as switched; bursts cross rows, one in four repeats."""
+    config = setting.config
     rows, columns, accumulators = min(config.rows, 6), config.columns, config.accumulators_per_bank
     weights = rng.dirichlet(np.ones(len(MacroKind)))
+    if not setting.timing.all_bank_write:
+        weights[MacroKind.SCATTER] = 0
+        weights /= weights.sum()
     found = []
     for _ in range(count):
         kind = MacroKind(int(rng.choice(len(MacroKind), p=weights)))
@@ -172,6 +223,8 @@ class Case:
     data_offers: NDArray[np.int64]
     ready: NDArray[np.bool_]
     run: ChannelRun
+    memory: Device | None
+    """Cells before the run, where the design has some."""
     adjust: tuple[int, int, int]
     """Index of a rule, what is added to its gap, cycle of the first refresh."""
 
@@ -179,16 +232,29 @@ class Case:
 def case(setting: Setting, rng: np.random.Generator, count: int = 60, *, rule: int = NO_RULE, delta: int = 0) -> Case:
     """A random program with random offers of macros and data, back-pressure and refresh phase. The model knows nothing of ``rule`` and ``delta``."""
     config = setting.config
-    macros = program(config, rng, count)
-    beats = pack((rng.integers(0, 1 << LANE_BITS, (beats_of(config, macros), config.lanes)), LANE_BITS))
+    macros = program(setting, rng, count)
+    memory = None
+    if setting.cells:
+        digits = config.accumulator == "bf16"
+        memory = Device(config.banks, config.lanes, config.rows, config.columns, config.accumulators_per_bank, bf16_accumulator=digits)
+        for row in range(config.rows):
+            memory.row(row)[:] = _values(rng, (config.banks, config.columns, config.lanes))
+        macros += [Macro(MacroKind.READ, row=row, count=config.columns, banks=config.banks) for row in range(2)]
+    beats = pack((_values(rng, (beats_of(config, macros), config.lanes)), LANE_BITS))
     # Mostly at once, so that the controller never waits; or late, so that it waits for macros and beats, across refreshes too.
-    offers = np.cumsum(_late(rng, count + 1, 300))
+    offers = np.cumsum(_late(rng, len(macros) + 1, 300))
     data_offers = np.cumsum(_late(rng, len(beats), 150))
     ready = np.repeat(rng.random(4000) < rng.choice([0.1, 0.5, 1.0]), int(rng.choice([1, 7, 60])))
     phase = int(rng.integers(3, 2 * setting.timing.cycles("tREFI")))
     timed = config.model_copy(update={"refresh_phase": phase, "stagger": False})
     run = ChannelModel(timed, setting.timing, 0, macros, macro_offers=offers).run(data_offers, ready)
-    return Case(macros, offers, beats, data_offers, ready, run, (rule, delta, phase))
+    return Case(macros, offers, beats, data_offers, ready, run, memory, (rule, delta, phase))
+
+
+def _values(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """bf16 bits: mostly of like size, some of any pattern."""
+    usual = rng.integers(0, 2, shape) << 15 | rng.integers(120, 131, shape) << 7 | rng.integers(0, 128, shape)
+    return np.where(rng.random(shape) < 0.001, rng.integers(0, 1 << 16, shape), usual).astype(np.uint16)
 
 
 def _late(rng: np.random.Generator, count: int, longest: int) -> NDArray[np.int64]:
@@ -199,7 +265,7 @@ def _late(rng: np.random.Generator, count: int, longest: int) -> NDArray[np.int6
 
 def play(design: Bench, cases: dict[str, Case], settings: dict[str, Setting], **options: Any) -> dict[str, dict[str, Recording]]:
     """Runs the cases at once."""
-    stimuli, ready, beats = {}, {}, {}
+    stimuli, ready, beats, files = {}, {}, {}, {}
     for name, one in cases.items():
         rule, delta, phase = one.adjust
         adjust = pack((np.array([rule]), 8), (np.array([delta]), 2), (np.array([phase]), 16))
@@ -209,9 +275,11 @@ def play(design: Bench, cases: dict[str, Case], settings: dict[str, Setting], **
             "adjust": Stimulus(adjust),
         }
         ready[name] = {"readout": one.ready}
+        if one.memory is not None:
+            files[f"{settings[name].cells}.cells"] = contents(one.memory, rows=settings[name].config.rows)
         beats[name] = {"command": len(one.run.commands), "readout": len(one.run.readouts_taken)}
     end = max(max(one.run.done, int(one.run.readouts_taken.max(initial=0))) for one in cases.values())
-    return design.run(stimuli=stimuli, ready=ready, beats=beats, max_cycles=end + 2000, **options)
+    return design.run(stimuli=stimuli, ready=ready, beats=beats, max_cycles=end + 2000, files=files, **options)
 
 
 def commands(config: PimConfig, recording: Recording) -> NDArray[Any]:
@@ -244,7 +312,7 @@ def compare_commands(name: str, one: Case, got: NDArray[Any]) -> int:
         raise MismatchError(f"{name}.command: {len(got)} commands, expected {len(wanted)}")
     takes = np.isin(got["cycle"], one.run.data_taken) & np.isin(got["command"], WITH_DATA)
     modify = _modified(one.macros)
-    given = np.ascontiguousarray(one.beats).view(np.uint16).reshape(len(one.beats), -1)[:, : got["data"].shape[1]]
+    given = _lanes(one.beats, got["data"].shape[1])
     if not np.array_equal(got["data"][takes][~modify], given[~modify]):
         raise MismatchError(f"{name}.command: data of a write differs")
     return len(wanted)
@@ -261,8 +329,53 @@ def _modified(macros: list[Macro]) -> NDArray[np.bool_]:
     return np.array(flags, bool)
 
 
+def golden_readouts(setting: Setting, one: Case) -> NDArray[np.uint32]:
+    """Payloads of all read-outs as the DRAM model computes them, a MODIFY being one masked write; changes ``one.memory``."""
+    assert one.memory is not None
+    modified, given = _modified(one.macros), _lanes(one.beats, setting.config.lanes)
+    stream: list[dict[str, int]] = []
+    data: list[NDArray[np.uint16]] = []
+    kinds = one.run.commands["command"]
+    others = np.flatnonzero(kinds != Command.RD)
+    for i, command in enumerate(one.run.commands):
+        kind = Command(int(command["command"]))
+        fields = {name: int(command[name]) for name in ("cycle", "command", "bank", "row", "column", "entry", "accumulator")} | {
+            "element": int(command["entry"])
+        }
+        if kind is Command.RD and kinds[others[np.searchsorted(others, i)]] == Command.WR:
+            continue  # of a MODIFY
+        if kind is Command.WR and modified[len(data)]:
+            if fields["bank"] < setting.config.banks - 1:
+                continue
+            fields["command"] = Command.WRA
+        if fields["command"] in WITH_DATA:
+            data.append(given[len(data)])
+        stream.append(fields)
+    return pack((one.memory.replay(as_stream(stream), np.array(data)).values, LANE_BITS))
+
+
+def _lanes(beats: NDArray[np.uint32], lanes: int) -> NDArray[np.uint16]:
+    return np.ascontiguousarray(beats).view(np.uint16).reshape(len(beats), -1)[:, :lanes]
+
+
 def check(name: str, setting: Setting, one: Case, recordings: dict[str, Recording]) -> int:
-    """Compares commands, acceptances of data and read-outs; returns the number of commands."""
+    """Compares commands, acceptances of data, and read-outs, with their values where there are some; returns the number of commands."""
     compare(f"{name}.data", one.beats, one.run.data_accepted, recordings["data"])
-    compare(f"{name}.readout", None, one.run.readouts_taken, recordings["readout"])
+    values = golden_readouts(setting, one) if one.memory is not None else None
+    compare(f"{name}.readout", values, one.run.readouts_taken, recordings["readout"])
     return compare_commands(name, one, commands(setting.config, recordings["command"]))
+
+
+def violations(setting: Setting, one: Case, recordings: dict[str, Recording]) -> Report:
+    """The DRAM model's own check of every timing rule on what was recorded, up to the end of the program."""
+    config = setting.config
+    got = commands(config, recordings["command"])
+    checker = Checker(
+        read_timing(TIMING_PRESETS / f"{setting.timing.name}.yaml"),
+        banks=config.banks,
+        activate_in_register_mode=config.activate_in_register_mode,
+        refresh_phase=one.adjust[2] if config.refresh else None,
+        rows=config.rows,
+        columns=config.columns,
+    )
+    return checker.check(got[got["cycle"] <= one.run.done])

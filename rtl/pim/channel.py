@@ -7,12 +7,14 @@ from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.pim.config import LANE_BITS, PimConfig
-from lutra.hls_models.pim.mac import READ_LATENCY
+from lutra.hls_models.pim.mac import INTERVAL, READ_LATENCY
 from lutra.hls_models.pim.program import Command
 from lutra.hls_models.pim.timing import Timing
 from lutra.rtl.pim.buffer import GlobalBuffer
 from lutra.rtl.pim.controller import ADJUST, Controller
+from lutra.rtl.pim.mac import MacUnit
 from lutra.rtl.pim.macros import command_layout, macro_layout
 from lutra.rtl.streams import Queue
 
@@ -43,12 +45,21 @@ class Channel(wiring.Component):
     read : ``In(V x 16)``
         What comes over the pins tCL + tBL after RD.
     data_freed : ``Out(1)``
-        A place of the data queue is free from this cycle on.
+        The command that took a beat is on ``command``: a place of the data queue is free from this cycle on.
     ended : ``Out(1)``
         Pulse: the program is through.
+
+    Raises
+    ------
+    ConfigError
+        MACs would follow each other faster than a MAC unit's adder allows.
     """
 
     def __init__(self, config: PimConfig, timing: Timing, *, channel: int = 0, macs: bool = True, adjustable: bool = False) -> None:
+        if macs and timing.cycles("tCCDL") < INTERVAL:
+            raise ConfigError(
+                f"tCCDL must be at least {INTERVAL} clocks, those of a MAC unit's adder, not {timing.cycles('tCCDL')}; nearest legal value {INTERVAL}"
+            )
         self._config, self._timing, self._channel, self._macs, self._adjustable = config, timing, channel, macs, adjustable
         width = LANE_BITS * config.lanes
         members = {
@@ -119,7 +130,27 @@ class Channel(wiring.Component):
             buffer.read_en.eq(issued[Command.MAC]),
             buffer.read_entry.eq(command.entry),
         ]
-        return Signal()
+        # Operands meet in the cycle after the command: the buffer's entry, and the columns from the DRAM.
+        kinds = {kind: Signal(name=f"{kind.name.lower()}_operands") for kind in (Command.MAC, Command.BIAS, Command.RDM)}
+        accumulator = Signal.like(command.accumulator, name="accumulator_operand")
+        m.d.sync += [*(one.eq(issued[kind]) for kind, one in kinds.items()), accumulator.eq(command.accumulator)]
+        values = Signal(LANE_BITS * config.banks)
+        for bank in range(config.banks):
+            m.submodules[f"mac_{bank}"] = unit = MacUnit(config)
+            m.d.comb += [
+                unit.mac.eq(kinds[Command.MAC]),
+                unit.load.eq(kinds[Command.BIAS]),
+                unit.read.eq(kinds[Command.RDM]),
+                unit.accumulator.eq(accumulator),
+                unit.column.eq(self.columns.word_select(bank, LANE_BITS * config.lanes)),
+                unit.buffer.eq(buffer.read_data),
+                values.word_select(bank, LANE_BITS).eq(unit.value),
+            ]
+        for stage in range(late):
+            after = Signal.like(values, name=f"values_{stage}", reset_less=True)
+            m.d.sync += after.eq(values)
+            values = after
+        return values
 
 
 def _delayed(m: Module, pulse: Value, clocks: int) -> Signal:
