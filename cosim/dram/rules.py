@@ -96,6 +96,7 @@ def _turns(c: _Cycles) -> list[_Entry]:
         ("write to MAC", {C.WR, C.WRA, C.WRCP}, CELL_READS - {C.RD}, GROUP, c("tCWL", "tBL", "tWTRL")),
         ("write to MAC", {C.WRCP}, OUTPUTS, GROUP, c("tCWL", "tBL", "tWTRL")),
         ("buffer to MAC", {C.GBW}, {C.MAC, C.MACS, C.WRCP}, CHANNEL, c("tCWLGB", "tBL", "tWTRL")),
+        ("bias to MAC", {C.BIAS}, {C.MAC, C.MACS}, CHANNEL, c("tCWLREG", "tBL", "tWTRL")),
         # Ours: a copy holds the bus inside the group for a column's time, whichever way it goes.
         ("copy turnaround", {C.RDCP}, {C.MAC, C.MACS, C.WRCP, C.GBW}, CHANNEL, c("tCCDL")),
         ("copy turnaround", {C.WRCP, C.MAC, C.MACS}, {C.RDCP}, CHANNEL, c("tCCDL")),
@@ -131,5 +132,5 @@ def _rows(c: _Cycles) -> list[_Entry]:
 
 
 def _refresh(c: _Cycles) -> list[_Entry]:
-    """After a refresh of all banks. What does not touch cells (buffer, accumulators, modes) goes on meanwhile, as in the published table."""
-    return [("tRFC", {C.REF}, ACTS | {C.REF}, CHANNEL, c("tRFC"))]
+    """After a refresh of all banks. The published table holds back activates only; that all else waits too is ours, as data sheets of DRAMs have it."""
+    return [("tRFC", {C.REF}, ACTS, CHANNEL, c("tRFC")), ("tRFC others", {C.REF}, set(C) - ACTS, CHANNEL, c("tRFC"))]
