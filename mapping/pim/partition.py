@@ -139,9 +139,7 @@ class Partition:
         return list(pieces(bank, self.position_groups.position(slot), self.position_groups.columns, self.config.columns))
 
 
-def partition(
-    shape: GptShape, config: PimConfig, *, tokens: int | None = None, reservation: int = RESERVATION, ignore_capacity: bool = False
-) -> Partition:
+def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, reservation: int = RESERVATION, ignore_capacity: bool = False) -> Partition:
     """Place a model.
 
     Parameters
@@ -163,7 +161,9 @@ def partition(
     block = min(reservation, config.columns * config.lanes)
     unit = math.lcm(config.lanes, config.banks, block) if reservation > 0 else 1
     if reservation < 1 or reservation % unit:
-        raise ModelError(f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}; nearest legal value {max(1, reservation // unit) * unit}")
+        raise ModelError(
+            f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}; nearest legal value {max(1, reservation // unit) * unit}"
+        )
     steps = -(-wanted // reservation)
     return _Placer(shape, config, reservation, steps, max(shape.context, wanted)).partition(ignore_capacity)
 

@@ -130,7 +130,9 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"activation_function must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     wanted = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
     problems += [
-        f"{field} must be {str(value).lower()}, not {config[field]!r}" for field, value in wanted.items() if config.get(field) is not None and config[field] != value
+        f"{field} must be {str(value).lower()}, not {config[field]!r}"
+        for field, value in wanted.items()
+        if config.get(field) is not None and config[field] != value
     ]
     if config.get("quantization_config"):
         problems.append("quantization_config must be absent: weights are bf16 here")

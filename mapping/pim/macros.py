@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Macro-commands for placed groups: a buffer filled and multiplied with every group, columns read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from lutra.hls_models.pim.config import PimConfig
+from lutra.hls_models.pim.program import Macro, MacroKind
+from lutra.mapping.pim.places import Piece, pieces
+
+__all__ = ["multiply", "read", "runs", "write"]
+
+
+def runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(first, times, step) of the longest runs of equal steps, in order."""
+    i = 0
+    while i < len(positions):
+        j, step = i, positions[i + 1] - positions[i] if i + 1 < len(positions) else 0
+        while j + 1 < len(positions) and positions[j + 1] - positions[j] == step > 0:
+            j += 1
+        yield positions[i], j - i + 1, step if j > i else 0
+        i = j + 1
+
+
+def multiply(positions: Sequence[int], count: int, config: PimConfig) -> list[Macro]:
+    """``count`` buffer entries are filled while the first row opens and its accumulators are cleared; then a burst per position, each read out."""
+    width, batch = config.columns, config.accumulators_per_bank
+    row, column = divmod(positions[0], width)
+    made = [Macro(MacroKind.BUFFER, row=row, count=count, open=True, load=min(batch, len(positions)))]
+    if batch == 1:
+        made.append(Macro(MacroKind.MAC, row=row, column=column, count=count, read=1))
+        for first, times, step in runs(positions[1:]):
+            row, column = divmod(first, width)
+            made.append(Macro(MacroKind.MAC, row=row, column=column, count=count, load=1, read=1, times=times, step=step))
+        return made
+    for start in range(0, len(positions), batch):
+        part = positions[start : start + batch]
+        for i, position in enumerate(part):
+            row, column = divmod(position, width)
+            load = len(part) if start and not i else 0
+            made.append(Macro(MacroKind.MAC, row=row, column=column, count=count, load=load, read=len(part) if i == len(part) - 1 else 0, accumulator=i))
+    return made
+
+
+def read(parts: Iterable[Piece]) -> list[Macro]:
+    """Columns of a bank, piece by piece."""
+    return [Macro(MacroKind.READ, row=p.row, column=p.column, bank=p.bank, count=p.count) for p in parts]
+
+
+def write(bank: int, position: int, count: int, config: PimConfig) -> list[Macro]:
+    """``count`` columns of a bank from ``position`` on."""
+    return [Macro(MacroKind.WRITE, row=p.row, column=p.column, bank=p.bank, count=p.count) for p in pieces(bank, position, count, config.columns)]
