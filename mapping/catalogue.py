@@ -5,12 +5,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lutra.hls_models.errors import ModelError
-from lutra.hls_models.shape import ModelShape
-from lutra.mapping.importer import load
-from lutra.mapping.model import TernaryModel
+import yaml
 
-__all__ = ["model_names", "open_model", "shape_names"]
+from lutra.hls_models.errors import ModelError
+from lutra.hls_models.shape import ModelShape, read_config
+from lutra.mapping import importer
+from lutra.mapping.model import TernaryModel
+from lutra.mapping.pim import importer as gpt_importer
+from lutra.mapping.pim.model import GptModel
+from lutra.mapping.pim.shape import GptShape, is_gpt
+
+__all__ = ["config_shape", "model_names", "open_model", "shape_names"]
 
 HERE = Path(__file__).parent
 
@@ -20,12 +25,26 @@ def model_names() -> list[str]:
     return sorted(path.parent.name for path in HERE.glob("models/*/config.json"))
 
 
+def _shapes() -> dict[str, Path]:
+    return {path.stem: path for path in HERE.glob("shapes/**/*.yaml")}
+
+
 def shape_names() -> list[str]:
     """Shipped shapes, sizes only."""
-    return sorted(path.stem for path in HERE.glob("shapes/*.yaml"))
+    return sorted(_shapes())
 
 
-def open_model(name: str) -> TernaryModel | ModelShape:
+def config_shape(path: Path) -> ModelShape | GptShape:
+    """Shape of a ``config.json``; what it names decides the family."""
+    config = read_config(path)
+    return GptShape.from_mapping(config, path) if is_gpt(config) else ModelShape.from_mapping(config, path)
+
+
+def _folder(path: Path) -> TernaryModel | GptModel:
+    return gpt_importer.load(path) if is_gpt(read_config(path / "config.json")) else importer.load(path)
+
+
+def open_model(name: str) -> TernaryModel | ModelShape | GptModel | GptShape:
     """The model behind a MODEL argument; a bare ``config.json`` or shape name gives the shape only.
 
     Raises
@@ -34,18 +53,20 @@ def open_model(name: str) -> TernaryModel | ModelShape:
         There is no such model, or it is not supported.
     """
     if name in model_names():
-        return load(HERE / "models" / name)
+        return _folder(HERE / "models" / name)
     if name in shape_names():
-        return ModelShape.from_yaml(HERE / "shapes" / f"{name}.yaml")
+        path = _shapes()[name]
+        family = yaml.safe_load(path.read_text(encoding="utf-8")).get("family")
+        return GptShape.from_yaml(path) if family == "gpt" else ModelShape.from_yaml(path)
     path = Path(name)
     if path.is_dir():
-        return load(path)
+        return _folder(path)
     if not path.exists():
         raise ModelError(
             f"{name}: no such model; shipped are {', '.join(model_names() + shape_names())}; or give a folder with config.json and model.safetensors"
         )
     if path.suffix == ".json":
-        return ModelShape.from_config(path)
+        return config_shape(path)
     raise ModelError(
         f"{name}: {path.suffix or 'such'} files are not supported; supported are folders with config.json and model.safetensors, and a bare config.json"
     )

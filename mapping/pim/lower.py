@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.pim.program import (
@@ -137,9 +138,9 @@ class _Token:
         def send(start: int, beats: int) -> list[Instruction]:
             at = start * unit
             valid = min(beats * self.config.lanes, values - start * self.config.lanes)
-            options = {"s": SCALE} if operation == Operation.SCALE else {}
+            scalar = SCALE if operation == Operation.SCALE else 0
             b, c = (None if word is None else word + at for word in (gain, bias))
-            return [Vector(operation, base + at, beats, valid, b=b, c=c, mask=self.all, **options)]
+            return [Vector(operation, base + at, beats, valid, b=b, c=c, s=scalar, mask=self.all)]
 
         return send
 
@@ -172,7 +173,7 @@ class _Token:
                 step.receive = [[Receive(0, config.channels, len(span), outputs, partial, partial=held)]]
                 continue
             edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(span)}), len(span)]
-            for low, high in zip(edges[:-1], edges[1:], strict=True):
+            for low, high in pairwise(edges):
                 done = low * config.channels * config.banks
                 there = None if held is None else held + low * config.channels
                 valid = min(outputs - done, (high - low) * config.channels * config.banks)
