@@ -136,6 +136,49 @@ class AccuracyFigures(AccuracyItem):
     items: list[AccuracyItem] = Field(default=[], description="further accuracies")
 
 
+class DramFigures(Figures):
+    """What the channels of a DRAM target did for one token."""
+
+    commands: dict[str, int] = Field(description="DRAM commands of all channels by kind")
+    row_hit_rate: float = Field(ge=0, le=1, description="column accesses of the array that opened no row")
+    row_switches: float = Field(ge=0, description="rows opened per channel, mean")
+    idle_banks: float = Field(ge=0, le=1, description="share of bank-cycles in which MACs of the token's matrices have no weights for a bank")
+    capacity_bytes: int = Field(ge=0)
+    used_bytes: int = Field(ge=0, description="weights and the room for keys and values")
+    fits: bool = Field(description="false only where the capacity was ignored")
+    pin_bytes: dict[str, float] = Field(description="bytes over a channel's pins by purpose, mean; what biases cost apart")
+    nanoseconds: dict[str, float] = Field(description="where the time goes: what the next command of a channel waited for, mean; sums to the token's time")
+
+
+class SweepPoint(Figures):
+    """One context of a sweep."""
+
+    context: int = Field(ge=1)
+    cycles_per_token: int = Field(ge=0)
+    tokens_per_second: float = Field(ge=0)
+    joules_per_token: float = Field(ge=0)
+    row_hit_rate: float = Field(ge=0, le=1)
+    fraction_of_row_bound: float = Field(ge=0)
+
+
+class ScalingPoint(Figures):
+    """One number of channels."""
+
+    channels: int = Field(ge=1)
+    cycles_per_token: int = Field(ge=0)
+    tokens_per_second: float = Field(ge=0)
+    efficiency: float = Field(ge=0, description="speed-up over channels, against the smallest number shown")
+    fits: bool
+
+
+class AssumptionFigures(Figures):
+    """Something the figures rest on that no public source states."""
+
+    name: str
+    text: str
+    cycles_per_token_without: int | None = Field(default=None, ge=0)
+
+
 class Report(Figures):
     """One run's figures. ``provenance`` says of a field (dotted path) whether RTL, model or publication gave it."""
 
@@ -156,6 +199,10 @@ class Report(Figures):
     instructions: list[InstructionFigures] | None = None
     roofline: RooflineFigures | None = None
     resources: ResourceFigures | None = None
+    dram: DramFigures | None = None
+    sweep: list[SweepPoint] | None = None
+    scaling: list[ScalingPoint] | None = None
+    assumptions: list[AssumptionFigures] | None = None
     energy: EnergyFigures | None = None
     accuracy: AccuracyFigures | None = None
     text: str | None = Field(default=None, description="prompt and generated text")
