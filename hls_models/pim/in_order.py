@@ -9,7 +9,7 @@ A host engine takes one request of the trace per cycle, in order, and spreads it
   priority over all; a read that finds a write queued is answered at once.
 
 The change between register and array access is a command that takes the place of the wanted one once that one is ready. Commands follow
-``rules.py`` with the trace-only ones. Channels that have had the same requests share one model. Refresh is ours (that simulator has none): due at
+``rules.py`` with the trace-only ones, but for the rules of ours that the published table does not have. Channels that have had the same requests share one model. Refresh is ours (that simulator has none): due at
 k * tREFI, done before the next activate, or when the channel is idle, or when eight are due.
 """
 
@@ -131,7 +131,8 @@ class _Host:
 
     def __init__(self, requests: Sequence[Request], timing: Timing, refresh: bool) -> None:
         self.requests, self.timing = requests, timing
-        tables = Tables.of(rules(PimConfig(name="trace", channels=TRACE_CHANNELS), timing, traces=True))
+        listed = rules(PimConfig(name="trace", channels=TRACE_CHANNELS), timing, traces=True)
+        tables = Tables.of(tuple(rule for rule in listed if not rule.ours or rule.before == (Command.REF,)))
         self.channels = [_Channel(tables, timing, refresh)]
         self.channels[0].members = (1 << TRACE_CHANNELS) - 1
 

@@ -90,6 +90,11 @@ def rules(config: PimConfig, timing: Timing, *, traces: bool = False) -> tuple[R
         Rule("tWTRL from all banks", (C.WRA,), (C.RD, C.RDM, C.RDAF), "channel", write_end + n("tWTRL")),
         Rule("buffer write to read", (C.GBW,), (C.RD, C.RDM, C.RDAF), "channel", n("tCWLGB") + n("tBL") + n("tWTRS")),
         Rule("bias to read", (C.BIAS,), (C.RD, C.RDM, C.RDAF), "channel", n("tCWLREG") + n("tBL") + n("tWTRL")),
+        # two commands' data never meet on the pins, and what was written has landed when a MAC uses it
+        Rule("write data to buffer write", (C.WR, C.WRA), (C.GBW,), "channel", write_end - n("tCWLGB"), source="ours"),
+        Rule("write data to bias", (C.WR, C.WRA), (C.BIAS,), "channel", write_end - n("tCWLREG"), source="ours"),
+        Rule("read data to read-out", (C.RD,), (C.RDM, C.RDAF), "channel", n("tCL") + n("tBL") - n("tCLREG"), source="ours"),
+        Rule("write to MAC", (C.WR, C.WRA), (C.MAC, C.MACS), "channel", write_end + n("tWTRL"), source="ours"),
         Rule("buffer write to MAC", (C.GBW,), (C.MAC, C.MACS), "channel", n("tCWLGB") + n("tBL") + n("tWTRL"), source="ours"),
         Rule("bias to MAC", (C.BIAS,), (C.MAC, C.MACS), "channel", n("tCWLREG") + n("tBL") + n("tWTRL"), source="ours"),
         # rows: activate, access, precharge
@@ -137,11 +142,7 @@ def rules(config: PimConfig, timing: Timing, *, traces: bool = False) -> tuple[R
 def _trace_rules(timing: Timing) -> list[Rule]:
     """Rules that the overlapped controller cannot meet: other commands, precharges of closed banks, all-bank commands with single rows open."""
     n = timing.cycles
-    to_copies = (
-        ("tRCDRDCP", C.RDCP),
-        ("tRCDWRCP", C.WRCP),
-        ("tRCDMAC", C.MACS),
-    )
+    to_copies = (("tRCDRDCP", C.RDCP), ("tRCDWRCP", C.WRCP), ("tRCDMAC", C.MACS))
     to_all = (("tRCDAF", C.AF), ("tRCDEWMUL", C.EWMUL))
     listed = [Rule(f"{name} single", (C.ACT,), (kind,), "bank", n(name)) for name, kind in to_copies]
     listed += [Rule(f"{name} all banks", (C.ACTA,), (kind,), "channel", n(name)) for name, kind in to_copies[:2]]
@@ -156,6 +157,7 @@ def _trace_rules(timing: Timing) -> list[Rule]:
         Rule("tRP precharges", (C.PREA,), (C.PRE, C.PREA), "channel", n("tRP")),
         Rule("tRP one to all", (C.PRE,), (C.PREA,), "channel", n("tRP")),
         Rule("tRP same bank", (C.PRE,), (C.PRE,), "bank", n("tRP")),
+        Rule("copy holds its group", (C.RDCP, C.WRCP), (C.RD, C.WR, C.MACS, C.RDCP, C.WRCP), "group", n("tCCDL"), source="ours"),
     ]
 
 
