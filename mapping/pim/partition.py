@@ -8,7 +8,7 @@ appends rows and moves nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,7 +20,7 @@ from lutra.mapping.pim.places import Groups, Piece, Shelf, Striped, pieces, plac
 from lutra.mapping.pim.shape import GptShape
 from lutra.mapping.pim.sram import score_budget, score_stride
 
-__all__ = ["RESERVATION", "KeyValue", "LayerPlaces", "Matrix", "Partition", "Region", "partition"]
+__all__ = ["RESERVATION", "KeyValue", "LayerPlaces", "Matrix", "Partition", "Region", "chunk_columns", "partition"]
 
 RESERVATION = 1024
 """Tokens by which the room for keys and values grows."""
@@ -128,11 +128,6 @@ class Partition:
         """Tokens whose softmax weights fill a buffer."""
         return min(self.reservation, self.config.columns * self.config.lanes)
 
-    def token_column(self, token: int) -> tuple[int, int]:
-        """(channel, list of pieces index base): channel and bank of a token's embedding: where output ``token`` of the table is."""
-        banks = self.config.banks
-        return token // banks % self.config.channels, token % banks
-
     def position_pieces(self, position: int) -> list[Piece]:
         """What every channel reads for a position's embedding."""
         slot, bank = divmod(position, self.config.banks)
@@ -166,6 +161,16 @@ def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, 
         )
     steps = -(-wanted // reservation)
     return _Placer(shape, config, reservation, steps, max(shape.context, wanted)).partition(ignore_capacity)
+
+
+def chunk_columns(inputs: int, groups: int, costs: Costs, chosen: Callable[[int, int], tuple[int, Groups]] | None = None) -> list[int]:
+    """Columns of the chunks of a matrix: full buffers and a rest, or equal ones, whichever takes fewer cycles with the placements ``chosen``."""
+    beats, width = -(-inputs // costs.config.lanes), costs.config.columns
+    pick = chosen or (lambda columns, groups: placements(columns, groups, costs)[0])
+    number = -(-beats // width)
+    greedy = [width] * (number - 1) + [beats - width * (number - 1)]
+    equal = [beats // number + (i < beats % number) for i in range(number)]
+    return min((greedy, equal), key=lambda sizes: sum(pick(size, groups)[0] for size in sizes))
 
 
 class _Placer:
@@ -232,17 +237,11 @@ class _Placer:
         self.regions.append(Region(name, row, groups.rows))
         return groups.at(row)
 
-    def chunk_columns(self, inputs: int, groups: int) -> list[int]:
-        """Columns of the chunks of a matrix: full buffers and a rest, or equal ones, whichever takes fewer cycles."""
-        beats, width = -(-inputs // self.config.lanes), self.config.columns
-        number = -(-beats // width)
-        greedy = [width] * (number - 1) + [beats - width * (number - 1)]
-        equal = [beats // number + (i < beats % number) for i in range(number)]
-        return min((greedy, equal), key=lambda sizes: sum(self.chosen(size, groups)[0] for size in sizes))
-
     def matrix(self, name: str, outputs: int, inputs: int) -> Matrix:
         groups = -(-outputs // (self.config.banks * self.config.channels))
-        chunks = tuple(self.take(f"{name} chunk {i}", self.chosen(columns, groups)[1]) for i, columns in enumerate(self.chunk_columns(inputs, groups)))
+        chunks = tuple(
+            self.take(f"{name} chunk {i}", self.chosen(columns, groups)[1]) for i, columns in enumerate(chunk_columns(inputs, groups, self.costs, self.chosen))
+        )
         return Matrix(name, outputs, inputs, chunks)
 
     def shelf(self, name: str, sizes: dict[str, int]) -> dict[str, Striped]:
