@@ -18,15 +18,52 @@ from lutra.rtl.streams import Queue
 __all__ = ["ADJUST", "MACRO_QUEUE_DEPTH", "Controller"]
 
 MACRO_QUEUE_DEPTH = 4
-OWED_BITS = 4
+OWED_BITS = 8
 PHASE_BITS = 16
 
 ADJUST = data.StructLayout({"rule": 8, "delta": DELTA, "phase": PHASE_BITS})
-"""Simulation only: ``delta`` (signed) is added to the gap of rule ``rule`` (index in ``rules``; 255: none); cycle of the first refresh, at least 3."""
-
+"""``delta`` (signed) is added to the gap of rule ``rule`` (index in ``rules``; 255: none); cycle of the first refresh, at least 3."""
 
 PROLOGUE, ACTIVATE, ACCESS, WRITE_BACK, PRECHARGE = range(5)
 """Where a macro stands. MAC and BUFFER never leave PROLOGUE: what they want when all is in place is their body."""
+
+
+class _State:
+    """Registers of a controller, and what one cycle decides."""
+
+    def __init__(self, config: PimConfig) -> None:
+        # The macro at work, and where it stands.
+        self.macro = macro = Signal(macro_layout(config), reset_less=True)
+        self.busy = Signal()
+        self.first = Signal(reset_less=True)  # none of its data beats was taken
+        self.phase = Signal(range(5))
+        self.row, self.start_row = Signal.like(macro.row, name="row"), Signal.like(macro.row, name="start_row")
+        self.column, self.start_column = Signal.like(macro.column, name="column"), Signal.like(macro.column, name="start_column")
+        self.bank, self.entry = Signal.like(macro.bank, name="bank"), Signal.like(macro.entry, name="entry")
+        self.count, self.times = Signal.like(macro.count, name="count"), Signal.like(macro.times, name="times")
+        self.loaded = Signal.like(macro.load, name="loaded")
+        # The channel.
+        self.some_open, self.all_open, self.mode = Signal(), Signal(), Signal()
+        self.open_row = Signal.like(macro.row, name="open_row", reset_less=True)
+        # Read-outs that are pending: the next one, and their end.
+        self.pending, self.pending_end = (
+            Signal.like(macro.read, name="pending"),
+            Signal.like(macro.read, name="pending_end"),
+        )  # read-outs: next one, and their end
+        self.slots = Signal(range(config.companion.readout_depth + 1), init=config.companion.readout_depth)
+        # This cycle: what the macro would do, if anything; or a refresh (or the precharge before it) in its place; or nothing more.
+        self.natural, self.known = Signal(COMMAND_BITS), Signal()
+        self.refresh, self.fire, self.ended = Signal(), Signal(), Signal()
+        self.kind = Signal(COMMAND_BITS)
+        self.takes, self.claims, self.merges = Signal(), Signal(), Signal()  # a data beat, a slot, a column read before
+
+    def does(self, *kinds: MacroKind) -> Value:
+        """Whether the macro is of one of these kinds."""
+        return Cat(self.macro.kind == kind for kind in kinds).any()
+
+    def issues(self, *commands: Command) -> Value:
+        """Whether what the macro would do is one of these."""
+        return Cat(self.natural == command for command in commands).any()
 
 
 class Controller(wiring.Component):
@@ -87,196 +124,173 @@ class Controller(wiring.Component):
         m.submodules.queue = queue = Queue(shape=macro_layout(config), depth=MACRO_QUEUE_DEPTH)
         m.submodules.gaps = gaps = Gaps(banks=config.banks, rules=rules(config, self._timing), adjustable=self._adjustable)
         wiring.connect(m, wiring.flipped(self.macros), queue.input)
+        s = _State(config)
+        self._choose(m, s)
+        self._decide(m, s, self._owed(m, gaps, s.fire & (s.kind == Command.REF)), gaps.legal, ~queue.output.valid)
+        m.d.comb += [gaps.kind.eq(s.kind), gaps.bank.eq(s.bank), gaps.fire.eq(s.fire)]
+        self._issue(m, s)
+        self._follow_channel(m, s)
+        self._follow_macro(m, s)
 
-        # The macro at work, and where it stands.
-        macro = Signal(macro_layout(config), reset_less=True)
-        busy, first = Signal(), Signal(reset_less=True)  # first: none of its data beats was taken
-        phase = Signal(range(5))
-        row, column = Signal.like(macro.row), Signal.like(macro.column)
-        bank, entry, count, times = Signal.like(macro.bank), Signal.like(macro.entry), Signal.like(macro.count), Signal.like(macro.times)
-        start_row, start_column = Signal.like(macro.row), Signal.like(macro.column)
-        loaded, pending, pending_end = Signal.like(macro.load), Signal.like(macro.read), Signal.like(macro.read)
-        # The channel.
-        some_open, all_open, mode = Signal(), Signal(), Signal()
-        open_row = Signal.like(macro.row, reset_less=True)
-        slots = Signal(range(config.companion.readout_depth + 1), init=config.companion.readout_depth)
-
-        kind, legal, fire, refresh = Signal(COMMAND_BITS), gaps.legal, Signal(), Signal()
-        natural, known = Signal(COMMAND_BITS), Signal()
-        is_kind = {k: Signal(name=f"macro_{k.name.lower()}") for k in MacroKind}
-        m.d.comb += [one.eq(macro.kind == k) for k, one in is_kind.items()]
-        wants, closed_start, switch = Signal(), Signal(), Signal()
-        hit = Signal()
-        m.d.comb += [
-            wants.eq(is_kind[MacroKind.MAC] | (is_kind[MacroKind.BUFFER] & macro.open)),
-            closed_start.eq(is_kind[MacroKind.READ] | is_kind[MacroKind.WRITE] | is_kind[MacroKind.SCATTER] | is_kind[MacroKind.MODIFY]),
-            hit.eq(all_open & (open_row == row)),
-            switch.eq(Mux(wants, ~hit, closed_start)),
-        ]
-
-        # What comes next, refreshes apart.
-        def want(command: Command) -> list[Any]:
-            return [natural.eq(command), known.eq(1)]
-
-        ended = Signal()
-        steps: list[tuple[Value, Any]] = [(switch & some_open, want(Command.PREA))]
-        activate = (wants & ~hit, want(Command.ACTA))
-        readouts = (pending != pending_end, [natural.eq(Mux(mode, Command.RDM, Command.MODE)), known.eq(1)])
-        steps += [readouts, activate] if config.activate_in_register_mode else [activate, readouts]
-        steps += [
-            (loaded != macro.load, [natural.eq(Mux(mode, Command.BIAS, Command.MODE)), known.eq(1)]),
-            (mode, want(Command.MODE)),
-            (is_kind[MacroKind.MAC], want(Command.MAC)),
-            (is_kind[MacroKind.BUFFER], want(Command.GBW)),
-            (is_kind[MacroKind.READ] | is_kind[MacroKind.WRITE], want(Command.ACT)),
-            (is_kind[MacroKind.SCATTER] | is_kind[MacroKind.MODIFY], want(Command.ACTA)),
-            (Const(1), [ended.eq(busy)]),
-        ]
-        with m.Switch(phase):
-            with m.Case(PROLOGUE):
-                _first_of(m, steps)
-            with m.Case(ACTIVATE):
-                m.d.comb += want(Command.ACT)
-            with m.Case(ACCESS):
-                access = Mux(is_kind[MacroKind.WRITE], Command.WR, Mux(is_kind[MacroKind.SCATTER], Command.WRA, Command.RD))
-                m.d.comb += [natural.eq(access), known.eq(1)]
-            with m.Case(WRITE_BACK):
-                m.d.comb += want(Command.WR)
-            with m.Default():
-                single = (is_kind[MacroKind.READ] | is_kind[MacroKind.WRITE]) & (macro.bank == macro.last)
-                m.d.comb += [natural.eq(Mux(single, Command.PRE, Command.PREA)), known.eq(1)]
-
-        # What it needs beside the rules, and a refresh in its place.
-        modify = is_kind[MacroKind.MODIFY]
-        takes, wants_data, wants_slot, wants_column = Signal(), Signal(), Signal(), Signal()
-        owed = self._owed(m, gaps, fire & (kind == Command.REF))
-        writes = (natural == Command.GBW) | (natural == Command.WR) | (natural == Command.WRA)
-        first_read = modify & (natural == Command.RD) & (bank == 0)
-        m.d.comb += [
-            wants_data.eq(writes | first_read),
-            takes.eq(writes & (~modify | (bank == macro.last))),
-            wants_slot.eq((natural == Command.RDM) | ((natural == Command.RD) & ~modify)),
-            wants_column.eq(modify & (natural == Command.WR)),
-            refresh.eq(
-                owed
-                & Mux(
-                    busy,
-                    known
-                    & Mux(
-                        (natural == Command.ACT) | (natural == Command.ACTA),
-                        ~some_open,
-                        wants_data & first & ~self.data.valid,
-                    ),
-                    ~queue.output.valid,
-                )
-            ),
-            kind.eq(Mux(refresh, Mux(some_open, Command.PREA, Command.REF), natural)),
-            gaps.kind.eq(kind),
-            gaps.bank.eq(bank),
-        ]
-        go = busy & known & (~wants_data | self.data.valid) & (~wants_slot | (slots != 0)) & (~wants_column | self.columns.valid)
-        m.d.comb += [
-            fire.eq((refresh | go) & legal),
-            gaps.fire.eq(fire),
-            self.data.ready.eq(fire & ~refresh & takes),
-            self.columns.ready.eq(fire & ~refresh & wants_column),
-        ]
-        m.d.sync += [
-            slots.eq(slots + self.readout_taken - (fire & ~refresh & wants_slot)),
-            self.command.valid.eq(fire),
-            self.data_freed.eq(fire & ~refresh & takes),
-            self.ended.eq(ended),
-        ]
-        with m.If(fire):
-            issued = self.command.payload
+        m.d.comb += queue.output.ready.eq(~s.busy)
+        with m.If(s.ended):
+            m.d.sync += s.busy.eq(0)
+        with m.If(~s.busy & queue.output.valid):
+            fresh = queue.output.payload
             m.d.sync += [
+                *(one.eq(1) for one in (s.busy, s.first)),
+                *(one.eq(fresh.row) for one in (s.row, s.start_row)),
+                *(one.eq(fresh.column) for one in (s.column, s.start_column)),
+                *(getattr(s, name).eq(fresh[name]) for name in ("bank", "entry", "count", "times")),
+                s.macro.eq(fresh),
+                s.loaded.eq(0),
+            ]
+        return m
+
+    def _choose(self, m: Module, s: _State) -> None:
+        """What the macro would do next, whatever holds it back."""
+        macro = s.macro
+        wants, closed, hit, switch = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            wants.eq(s.does(MacroKind.MAC) | (s.does(MacroKind.BUFFER) & macro.open)),
+            closed.eq(s.does(MacroKind.READ, MacroKind.WRITE, MacroKind.SCATTER, MacroKind.MODIFY)),
+            hit.eq(s.all_open & (s.open_row == s.row)),
+            switch.eq(Mux(wants, ~hit, closed)),
+        ]
+        activate = (wants & ~hit, Command.ACTA)
+        readouts = (s.pending != s.pending_end, Mux(s.mode, Command.RDM, Command.MODE))
+        steps: list[tuple[Value, Value | Command]] = [
+            (switch & s.some_open, Command.PREA),
+            *((readouts, activate) if self._config.activate_in_register_mode else (activate, readouts)),
+            (s.loaded != macro.load, Mux(s.mode, Command.BIAS, Command.MODE)),
+            (s.mode, Command.MODE),
+            (s.does(MacroKind.MAC), Command.MAC),
+            (s.does(MacroKind.BUFFER), Command.GBW),
+            (s.does(MacroKind.READ, MacroKind.WRITE), Command.ACT),
+            (s.does(MacroKind.SCATTER, MacroKind.MODIFY), Command.ACTA),
+        ]
+        single = s.does(MacroKind.READ, MacroKind.WRITE) & (macro.bank == macro.last)
+        later = {
+            ACTIVATE: Command.ACT,
+            ACCESS: Mux(s.does(MacroKind.WRITE), Command.WR, Mux(s.does(MacroKind.SCATTER), Command.WRA, Command.RD)),
+            WRITE_BACK: Command.WR,
+            PRECHARGE: Mux(single, Command.PRE, Command.PREA),
+        }
+        with m.Switch(s.phase):
+            with m.Case(PROLOGUE):
+                for index, (condition, command) in enumerate(steps):
+                    with m.If(condition) if index == 0 else m.Elif(condition):
+                        m.d.comb += [s.natural.eq(command), s.known.eq(s.busy)]
+                with m.Else():  # END
+                    m.d.comb += s.ended.eq(s.busy)
+            for phase, command in later.items():
+                with m.Case(phase):
+                    m.d.comb += [s.natural.eq(command), s.known.eq(s.busy)]
+
+    def _decide(self, m: Module, s: _State, owed: Value, legal: Value, idle: Value) -> None:
+        """What is issued next, if anything: the macro's command, if all that it needs is there, or a refresh that may come before."""
+        modify = s.does(MacroKind.MODIFY)
+        writes = s.issues(Command.GBW, Command.WR, Command.WRA)
+        needs_beat = writes | (modify & s.issues(Command.RD) & (s.bank == 0))
+        activates = s.issues(Command.ACT, Command.ACTA)
+        waits = needs_beat & s.first & ~self.data.valid
+        go = s.known & (~needs_beat | self.data.valid) & (~s.claims | (s.slots != 0)) & (~s.merges | self.columns.valid)
+        m.d.comb += [
+            s.takes.eq(writes & (~modify | (s.bank == s.macro.last))),
+            s.claims.eq(s.issues(Command.RDM) | (s.issues(Command.RD) & ~modify)),
+            s.merges.eq(modify & s.issues(Command.WR)),
+            s.refresh.eq(owed & Mux(s.busy, s.known & Mux(activates, ~s.some_open, waits), idle)),
+            s.kind.eq(Mux(s.refresh, Mux(s.some_open, Command.PREA, Command.REF), s.natural)),
+            s.fire.eq((s.refresh | go) & legal),
+        ]
+
+    def _issue(self, m: Module, s: _State) -> None:
+        """The command and all that goes with it."""
+        own = s.fire & ~s.refresh
+        m.d.comb += [self.data.ready.eq(own & s.takes), self.columns.ready.eq(own & s.merges)]
+        m.d.sync += [
+            s.slots.eq(s.slots + self.readout_taken - (own & s.claims)),
+            self.command.valid.eq(s.fire),
+            self.data_freed.eq(own & s.takes),
+            self.ended.eq(s.ended),
+        ]
+        # What MODIFY writes back: the column that it read, with this bank's value of the data beat.
+        modify, issued = s.does(MacroKind.MODIFY), self.command.payload
+        value = self.data.payload.word_select(s.bank, LANE_BITS)
+        lanes = (self.columns.payload.word_select(lane, LANE_BITS) for lane in range(self._config.lanes))
+        merged = Cat(Mux(s.macro.element == lane, value, old) for lane, old in enumerate(lanes))
+        with m.If(s.fire):
+            m.d.sync += [
+                *(issued[name].eq(getattr(s, name)) for name in ("kind", "bank", "row", "column", "entry")),
+                issued.accumulator.eq(Mux(s.issues(Command.RDM), s.pending, Mux(s.issues(Command.BIAS), s.loaded, s.macro.accumulator))),
+                issued.element.eq(s.macro.element),
+                issued.data.eq(Mux(modify, merged, self.data.payload)),
                 self.modifies.eq(modify),
-                issued.kind.eq(kind),
-                issued.bank.eq(bank),
-                issued.row.eq(row),
-                issued.column.eq(column),
-                issued.entry.eq(entry),
-                issued.accumulator.eq(Mux(natural == Command.RDM, pending, Mux(natural == Command.BIAS, loaded, macro.accumulator))),
-                issued.element.eq(macro.element),
-                issued.data.eq(Mux(modify, self._merged(macro.element, bank), self.data.payload)),
             ]
 
-        # The channel's state.
-        with m.If(fire), m.Switch(kind):
+    def _follow_channel(self, m: Module, s: _State) -> None:
+        """Rows, mode and registers after the command."""
+        with m.If(s.fire), m.Switch(s.kind):
             with m.Case(Command.ACT):
-                m.d.sync += some_open.eq(1)
+                m.d.sync += s.some_open.eq(1)
             with m.Case(Command.ACTA):
-                m.d.sync += [some_open.eq(1), all_open.eq(1), open_row.eq(row)]
+                m.d.sync += [s.some_open.eq(1), s.all_open.eq(1), s.open_row.eq(s.row)]
             with m.Case(Command.PRE, Command.PREA, Command.WRA):
-                m.d.sync += [some_open.eq(0), all_open.eq(0)]
+                m.d.sync += [s.some_open.eq(0), s.all_open.eq(0)]
             with m.Case(Command.MODE):
-                m.d.sync += mode.eq(~mode)
+                m.d.sync += s.mode.eq(~s.mode)
             with m.Case(Command.RDM):
-                m.d.sync += pending.eq(pending + 1)
+                m.d.sync += s.pending.eq(s.pending + 1)
             with m.Case(Command.BIAS):
-                m.d.sync += loaded.eq(loaded + 1)
+                m.d.sync += s.loaded.eq(s.loaded + 1)
 
-        # The macro's state.
+    def _follow_macro(self, m: Module, s: _State) -> None:
+        """Where the macro stands after the command."""
+        macro, config = s.macro, self._config
         done = Signal()  # the last command of its body
-        last_count, last_bank = count == 1, bank == macro.last
-        next_column = Mux(column == config.columns - 1, 0, column + 1)
-        next_row = row + (column == config.columns - 1)
-        with m.If(fire & refresh):  # from the prologue on; what was not taken is not lost
-            m.d.sync += [phase.eq(PROLOGUE), bank.eq(macro.bank)]
-        with m.Elif(fire), m.Switch(natural):
+        last_count, last_bank, last_column = s.count == 1, s.bank == macro.last, s.column == config.columns - 1
+        next_bank = s.bank.eq(Mux(last_bank, macro.bank, s.bank + 1))
+        onwards = [s.count.eq(s.count - 1), s.entry.eq(s.entry + 1), s.column.eq(Mux(last_column, 0, s.column + 1)), s.row.eq(s.row + last_column)]
+        with m.If(s.fire & s.refresh):  # from the prologue on
+            m.d.sync += [s.phase.eq(PROLOGUE), s.bank.eq(macro.bank)]
+        with m.Elif(s.fire), m.Switch(s.natural):
             with m.Case(Command.ACT):
-                m.d.sync += [phase.eq(Mux(last_bank, ACCESS, ACTIVATE)), bank.eq(Mux(last_bank, macro.bank, bank + 1))]
-            with m.Case(Command.ACTA), m.If(closed_start):
-                m.d.sync += phase.eq(ACCESS)
+                m.d.sync += [s.phase.eq(Mux(last_bank, ACCESS, ACTIVATE)), next_bank]
+            with m.Case(Command.ACTA), m.If(s.does(MacroKind.SCATTER, MacroKind.MODIFY)):
+                m.d.sync += s.phase.eq(ACCESS)
             with m.Case(Command.RD, Command.WR):
-                m.d.sync += [count.eq(count - 1), column.eq(next_column)]
+                m.d.sync += onwards
                 with m.If(last_count):
-                    m.d.sync += [count.eq(macro.count), column.eq(start_column), bank.eq(Mux(last_bank, macro.bank, bank + 1))]
+                    m.d.sync += [s.count.eq(macro.count), s.column.eq(s.start_column), s.row.eq(s.start_row), next_bank]
                     with m.If(last_bank):
-                        m.d.sync += phase.eq(Mux(modify & (phase == ACCESS), WRITE_BACK, PRECHARGE))
+                        m.d.sync += s.phase.eq(Mux(s.does(MacroKind.MODIFY) & (s.phase == ACCESS), WRITE_BACK, PRECHARGE))
             with m.Case(Command.MAC):
-                m.d.sync += [count.eq(count - 1), column.eq(next_column), row.eq(next_row), entry.eq(entry + 1)]
+                m.d.sync += onwards
                 m.d.comb += done.eq(last_count)
-            with m.Case(Command.GBW):
-                m.d.sync += [count.eq(count - 1), entry.eq(entry + 1)]
+            with m.Case(Command.GBW):  # its row stays
+                m.d.sync += onwards[:2]
                 m.d.comb += done.eq(last_count)
             with m.Case(Command.WRA):
                 m.d.comb += done.eq(1)
             with m.Case(Command.PRE, Command.PREA):
-                m.d.comb += done.eq(phase == PRECHARGE)
+                m.d.comb += done.eq(s.phase == PRECHARGE)
         with m.If(self.data.valid & self.data.ready):
-            m.d.sync += first.eq(0)
+            m.d.sync += s.first.eq(0)
         with m.If(done):
-            sum_column = start_column + macro.step_columns
-            over = sum_column >= config.columns
-            at_column = Mux(over, sum_column - config.columns, sum_column)
-            at_row = start_row + macro.step_rows + over
+            column = s.start_column + macro.step_columns
+            over = column >= config.columns
             m.d.sync += [
-                phase.eq(PROLOGUE),
-                times.eq(times - 1),
-                busy.eq(times != 1),
-                *(one.eq(at_row) for one in (row, start_row)),
-                *(one.eq(at_column) for one in (column, start_column)),
-                entry.eq(macro.entry),
-                count.eq(macro.count),
-                loaded.eq(0),
-                pending.eq(0),
-                pending_end.eq(macro.read),
+                s.phase.eq(PROLOGUE),
+                s.busy.eq(s.times != 1),
+                s.times.eq(s.times - 1),
+                *(one.eq(s.start_row + macro.step_rows + over) for one in (s.row, s.start_row)),
+                *(one.eq(Mux(over, column - config.columns, column)) for one in (s.column, s.start_column)),
+                s.entry.eq(macro.entry),
+                s.count.eq(macro.count),
+                s.loaded.eq(0),
+                s.pending.eq(0),
+                s.pending_end.eq(macro.read),
             ]
-        with m.If(ended):
-            m.d.sync += busy.eq(0)
-        m.d.comb += queue.output.ready.eq(~busy)
-        with m.If(~busy & queue.output.valid):
-            fresh = queue.output.payload
-            m.d.sync += [busy.eq(1), first.eq(1), macro.eq(fresh), bank.eq(fresh.bank), entry.eq(fresh.entry), count.eq(fresh.count), times.eq(fresh.times)]
-            m.d.sync += [loaded.eq(0), row.eq(fresh.row), start_row.eq(fresh.row), column.eq(fresh.column), start_column.eq(fresh.column)]
-        return m
-
-    def _merged(self, element: Value, bank: Value) -> Value:
-        """The column that MODIFY writes back: the one read, with this bank's value of the data beat."""
-        value = self.data.payload.word_select(bank, LANE_BITS)
-        lanes = (self.columns.payload.word_select(lane, LANE_BITS) for lane in range(self._config.lanes))
-        return Cat(Mux(element == lane, value, old) for lane, old in enumerate(lanes))
 
     def _owed(self, m: Module, gaps: Gaps, done: Value) -> Value:
         """Whether a refresh is due in the next cycle or before and was not done."""
@@ -297,10 +311,3 @@ class Controller(wiring.Component):
                     m.d.sync += [until.eq(self.adjust.payload.phase - 3), owed.eq(0)]
             m.d.comb += [gaps.rule.eq(chosen.rule), gaps.delta.eq(chosen.delta)]
         return owed != 0 if config.refresh else Const(0)
-
-
-def _first_of(m: Module, steps: list[tuple[Value, Any]]) -> None:
-    """Assigns what belongs to the first condition that holds."""
-    for index, (condition, statements) in enumerate(steps):
-        with m.If(condition) if index == 0 else m.Elif(condition):
-            m.d.comb += statements
