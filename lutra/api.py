@@ -22,6 +22,7 @@ from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     import numpy as np
 
+    from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
     from lutra.mapping.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ __all__ = [
     "demo",
     "estimate",
     "evaluate",
+    "pim_trace",
     "report",
     "reports",
     "shipped",
@@ -230,6 +232,15 @@ def verilog(config: str | Path | CoreConfig = DEFAULT_CONFIG, *, model: str | Pa
         near = nearest(block, engine.BLOCKS)
         raise ConfigError(f"block must be one of {', '.join(engine.BLOCKS)}, not {block!r}" + (f"; nearest: {near}" if near else ""))
     return engine.verilog(_spec(_config(config), _shape(_open(model, shape_only=True)[1])), block)
+
+
+def pim_trace(trace: str | Path, preset: str | Path = "gddr6-aim", *, refresh: bool = True) -> "TraceResult":
+    """Cycles, commands and row hits of a public AiM trace file under the in-order policy; ``refresh`` off compares with the open simulator."""
+    from lutra.hls_models.pim.in_order import run_trace
+    from lutra.hls_models.pim.timing import load_timing
+    from lutra.mapping.pim.trace import read_trace
+
+    return run_trace(read_trace(trace), load_timing(preset), refresh=refresh)
 
 
 def report(runs: Sequence[str | Path], formats: Sequence[str] = ("html",), out: str | Path | None = None) -> list[Path]:

@@ -152,6 +152,40 @@ def verilog(
     print(text if out is None else f"{out}: module lutra_{block}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
 
 
+@app.command("pim-trace", epilog=_examples("lutra pim-trace layer.trace --preset gddr6-aim --no-refresh", "lutra pim-trace layer.trace --json"))
+def pim_trace(
+    trace: Annotated[Path, typer.Argument(metavar="FILE", help="A public AiM trace file.")],
+    preset: Annotated[str, typer.Option(metavar="P", help="A timing preset's name or a YAML file.")] = "gddr6-aim",
+    refresh: Annotated[bool, typer.Option(help="Refresh the banks; the open AiM simulator does not.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Cycles of a public AiM trace, requests in order as the open AiM simulator serves them."""
+    from lutra import api
+
+    found = api.pim_trace(trace, preset, refresh=refresh)
+    share = found.hits / found.accesses if found.accesses else 0.0
+    if as_json:
+        return _print_json(
+            {
+                "trace": str(trace),
+                "preset": preset,
+                "refresh": refresh,
+                "cycles": found.cycles,
+                "ns": found.ns,
+                "clock_ns": found.clock_ns,
+                "channels": found.channels,
+                "commands": found.commands,
+                "row_hits": {"accesses": found.accesses, "hits": found.hits, "share": share},
+            }
+        )
+    print(f"cycles    {found.cycles:,} of {found.clock_ns:g} ns{'' if refresh else ', no refresh'}")
+    print(f"time      {found.ns / 1000:,.3f} us")
+    print(f"row hits  {found.hits:,} of {found.accesses:,} accesses ({100 * share:.2f} %)")
+    print(f"commands  {sum(found.commands.values()):,} on {found.channels} channels")
+    for name, number in sorted(found.commands.items(), key=lambda entry: -entry[1]):
+        print(f"  {name:8s}{number:,}")
+
+
 @app.command(epilog=_examples("lutra report runs/demo", "lutra report runs/demo runs/wide --format html --format csv -o comparison"))
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders; two or more stand side by side.")],

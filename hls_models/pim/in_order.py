@@ -9,8 +9,9 @@ A host engine takes one request of the trace per cycle, in order, and spreads it
   priority over all; a read that finds a write queued is answered at once.
 
 The change between register and array access is a command that takes the place of the wanted one once that one is ready. Commands follow
-``rules.py`` with the trace-only ones, but for the rules of ours that the published table does not have. Channels that have had the same requests share one model. Refresh is ours (that simulator has none): due at
-k * tREFI, done before the next activate, or when the channel is idle, or when eight are due.
+``rules.py`` with the trace-only ones, but for those of our rules that the published table does not have. Channels that have had the same requests
+share one model. Refresh is ours (that simulator has none): due at k * tREFI, done before the next activate, or when the channel is idle, or when
+eight are due.
 """
 
 from collections import deque
