@@ -40,6 +40,8 @@ class CompanionTiming:
         Per finished instruction, the cycles of its first issue and of its last write.
     accepted
         Per instruction, the cycle in which the instruction queue took it.
+    issues
+        Per call that issued some: the instruction and the clocks of its further items.
 
     Parameters
     ----------
@@ -62,6 +64,7 @@ class CompanionTiming:
         self.starts: list[int] = []
         self.dones: list[int] = []
         self.accepted: list[int] = []
+        self.issues: list[tuple[int, Clocks]] = []
         self._issued = 0  # items of the present instruction
         self._first = self._last = -1  # clocks of its first and its latest issue, of the instruction before at first
         self._free = -1  # clock in which all that was issued is written
@@ -162,6 +165,7 @@ class CompanionTiming:
                 self.send_times[c] += times
         if not self._issued:
             self._first = int(clocks[0])
+        self.issues.append((self.number, clocks))
         self._last = int(clocks[-1])
         self._begin = self._last + 1
         self._issued += len(clocks)

@@ -139,7 +139,9 @@ WORK_FIELDS = (
 
 @dataclass(frozen=True)
 class Work:
-    """One instruction. Items are words of B values, or beats of V where ``wide``; item i = g*channels + c lies at w = g*split + c % split + (c // split)*step items.
+    """One instruction. Items are words of B values, or beats of V where ``wide``.
+
+    Item i = g*channels + c lies w = g*split + c % split + (c // split)*step items from an address.
 
     ``a``: VECTOR's operand, RECEIVE's partial sums; ``b``: ADD's second operand, SCALE's gain, RECEIVE's residual; ``c``: what the second adder adds;
     ``k``: a constant of EXP or SCALAR, or the index of element 0. SCALAR: operation in ``unit``, S[stat] = S[s] op S[a].
