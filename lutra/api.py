@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from lutra import engine
 from lutra.hls_models.errors import ConfigError, LutraError, MismatchError, ModelError
 from lutra.hls_models.load import load_config, nearest, preset_names
+from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.progress import step
 from lutra.runs import Run, create_run, file_hash, open_run, update_run, write_whole
@@ -49,6 +50,7 @@ DEFAULT_MODEL = "tiny-shakespeare"
 DEFAULT_PROMPT = "KING RICHARD:\nNow is the winter of our discontent,\n"
 VERILOG, PROGRAM, TOKENIZER, TRACE = "core.v", "program", "tokenizer", "trace.json"
 
+AnyConfig = CoreConfig | PimConfig
 OnText = Callable[[str], None]
 """Called with each piece of text as the hardware writes it, the prompt first."""
 
@@ -65,13 +67,13 @@ class Evaluation:
 
 def compile_model(model: str | Path, config: str | Path | CoreConfig = DEFAULT_CONFIG, out: str | Path | None = None) -> Run:
     """Checkpoint to program, memory image and Verilog in a run folder (``runs/MODEL-CONFIG`` unless named)."""
-    sizes = _config(config)
+    sizes = _core_config(config, "compile")
     with step("reading the model"):
-        source, opened = _open(model)
+        source, opened = _open(model, sizes)
     spec = _spec(sizes, _shape(opened))
     target = Path(out) if out else Path("runs") / re.sub(r"[^\w.-]+", "_", f"{spec.shape.name}-{sizes.name}")
     with create_run(target, command="compile", config=sizes) as draft:
-        draft.inputs["model"] = _facts(source, spec)
+        draft.inputs["model"] = _facts(source, spec.shape)
         with step("compiling the program"):
             engine.compile_program(opened, sizes).save(draft.path / PROGRAM)
         with step("writing Verilog"):
@@ -143,14 +145,34 @@ def cosim(
 
 
 def estimate(
-    model: str | Path, config: str | Path | CoreConfig = DEFAULT_CONFIG, *, prompt: int = 128, context: int | None = None, out: str | Path | None = None
+    model: str | Path,
+    config: str | Path | AnyConfig = DEFAULT_CONFIG,
+    *,
+    prompt: int | None = None,
+    context: int | None = None,
+    out: str | Path | None = None,
+    refresh: bool = True,
+    sweep: Sequence[int] = (),
+    channels: Sequence[int] = (),
+    ignore_capacity: bool = False,
 ) -> Report:
-    """Cycles of prefilling ``prompt`` tokens and of decoding one at ``context`` (the present token included; default: the first after the prompt)."""
+    """Cycles of prefilling ``prompt`` tokens and of decoding one at ``context`` (the present token included; default: the first after the prompt).
+
+    Parameters
+    ----------
+    prompt : on the ternary target 128 where not given; on PIM, where a prompt is so many sequential tokens, left out where not given
+    refresh, sweep, channels, ignore_capacity : DRAM targets: no refresh; further contexts; further numbers of channels; models larger than the device
+    """
+    sizes = _config(config)
+    if isinstance(sizes, PimConfig):
+        return _estimate_pim(model, sizes, prompt, context or (prompt or 0) + 1, out, refresh, sweep, channels, ignore_capacity)
+    if not refresh or sweep or channels or ignore_capacity:
+        raise ConfigError(f"config {sizes.name}: refresh, sweep, channels and capacity are choices of DRAM targets (preset pim-gpt), not of target ternary")
     from lutra.figures import report_of, spans
     from lutra.timeline import write_trace
 
-    sizes = _config(config)
-    source, opened = _open(model, shape_only=True)
+    prompt = 128 if prompt is None else prompt
+    source, opened = _open(model, sizes, shape_only=True)
     rows, limit = prompt + 1 if context is None else context, _shape(opened).context
     for name, value in (("prompt", prompt), ("context", rows)):
         if not 1 <= value <= limit:
@@ -163,9 +185,42 @@ def estimate(
     found = report_of(spec, program, timing).model_copy(update={"rtl": RtlFigures(simulated=False)})
     if out is not None:
         with create_run(out, command="estimate", config=sizes) as draft:
-            draft.inputs |= {"model": _facts(source, spec), "prompt": {"tokens": prompt}, "context": rows}
+            draft.inputs |= {"model": _facts(source, spec.shape), "prompt": {"tokens": prompt}, "context": rows}
             draft.write_report(found)
             write_trace(draft.path / TRACE, spans(program, timing), clock_hz=sizes.clock_hz, title=f"{spec.shape.name} on {sizes.name}")
+    return found
+
+
+def _estimate_pim(
+    model: str | Path,
+    config: PimConfig,
+    prompt: int | None,
+    context: int,
+    out: str | Path | None,
+    refresh: bool,
+    sweep: Sequence[int],
+    channels: Sequence[int],
+    ignore_capacity: bool,
+) -> Report:
+    """Tokens of a GPT model on channels and companion chip."""
+    from lutra import pim
+    from lutra.timeline import write_trace
+
+    for name, values in (("prompt", [prompt or 1]), ("context", [context]), ("sweep", sweep), ("channels", channels)):
+        if any(value < 1 for value in values):
+            raise ConfigError(f"{name} must be at least 1, not {min(values)}")
+    sizes = config if refresh else config.model_copy(update={"refresh": False})
+    source, opened = _open(model, sizes, shape_only=True)
+    with step("counting cycles") as update:
+        found, token = pim.estimate(
+            opened, sizes, context=context, prompt=prompt, sweep=sweep, channels=channels, ignore_capacity=ignore_capacity, update=update
+        )
+    found = found.model_copy(update={"rtl": RtlFigures(simulated=False)})
+    if out is not None:
+        with create_run(out, command="estimate", config=sizes) as draft:
+            draft.inputs |= {"model": _facts(source, opened), "context": context}
+            draft.write_report(found)
+            write_trace(draft.path / TRACE, pim.spans(token), clock_hz=found.clock_hz, title=f"{opened.name} on {sizes.name}")
     return found
 
 
@@ -190,8 +245,8 @@ def evaluate(
         raise ConfigError("eval needs either a text file or token ids, and not both")
     if logits is not None and (Path(logits).is_dir() or not Path(logits).absolute().parent.is_dir()):
         raise LutraError(f"{logits}: cannot be written: must be a file in a folder that exists")
-    sizes = _config(config)
-    source, opened = _open(model, weights=True)
+    sizes = _core_config(config, "eval")
+    source, opened = _open(model, sizes, weights=True)
     spec = _spec(sizes, _shape(opened))
     tokens = _read_ids(Path(ids)) if ids is not None else np.asarray(_tokenizer(source or Path(model), spec).encode(_read_text(Path(str(text)))))
     if len(tokens) < 2:
@@ -216,8 +271,9 @@ def evaluate(
 def demo(out: str | Path = "runs/demo", *, prompt: str | None = None, tokens: int = 80, seed: int = 1, on_text: OnText | None = None) -> Report:
     """The shipped model on the shipped small core: compiled, simulated, compared, reported (report.html in the run)."""
     engine.check_simulator()
-    source, opened = _open(DEFAULT_MODEL, shape_only=True)
-    spec = _spec(_config(DEFAULT_CONFIG), _shape(opened))
+    sizes = _core_config(DEFAULT_CONFIG, "demo")
+    source, opened = _open(DEFAULT_MODEL, sizes, shape_only=True)
+    spec = _spec(sizes, _shape(opened))
     # what cosim would refuse is refused here, before an earlier run is replaced
     _check_length(spec, len(_tokenizer(source or Path(DEFAULT_MODEL), spec).encode(DEFAULT_PROMPT if prompt is None else prompt)), tokens)
     run = compile_model(DEFAULT_MODEL, DEFAULT_CONFIG, out)
@@ -231,7 +287,8 @@ def verilog(config: str | Path | CoreConfig = DEFAULT_CONFIG, *, model: str | Pa
     if block not in engine.BLOCKS:
         near = nearest(block, engine.BLOCKS)
         raise ConfigError(f"block must be one of {', '.join(engine.BLOCKS)}, not {block!r}" + (f"; nearest: {near}" if near else ""))
-    return engine.verilog(_spec(_config(config), _shape(_open(model, shape_only=True)[1])), block)
+    sizes = _core_config(config, "verilog")
+    return engine.verilog(_spec(sizes, _shape(_open(model, sizes, shape_only=True)[1])), block)
 
 
 def pim_trace(trace: str | Path, preset: str | Path = "gddr6-aim", *, refresh: bool = True) -> "TraceResult":
@@ -279,7 +336,7 @@ def _accuracy(model: str | Path, spec: "CoreSpec", program: "Program", ids: Sequ
     """Greedy agreement and distance of the golden model's logits (which are the RTL's) from a float64 forward of the checkpoint, over a text."""
     import numpy as np
 
-    _, opened = _open(model, weights=True)
+    _, opened = _open(model, spec.config, weights=True)
     if _shape(opened) != spec.shape:
         raise ModelError(f"model {model}: its shape is not the run's; give the checkpoint that the run was compiled from")
     text = np.asarray(ids[: spec.shape.context])
@@ -313,14 +370,26 @@ class _Writer:
             self.shown = text
 
 
-def _config(config: str | Path | CoreConfig) -> CoreConfig:
-    return config if isinstance(config, CoreConfig) else load_config(config, CoreConfig)
+def _config(config: str | Path | AnyConfig) -> AnyConfig:
+    if isinstance(config, AnyConfig):
+        return config
+    found: AnyConfig = load_config(config, CoreConfig, PimConfig)  # type: ignore[assignment]  # one of the two
+    return found
 
 
-def _open(model: str | Path, *, weights: bool = False, shape_only: bool = False) -> tuple[Path | None, Any]:
-    """(folder of the checkpoint or None, ``TernaryModel`` or ``ModelShape``) that a MODEL names; ``shape_only`` reads no weights."""
+def _core_config(config: str | Path | CoreConfig, command: str) -> CoreConfig:
+    """A configuration of the ternary target, for commands that only it has."""
+    sizes = _config(config)
+    if isinstance(sizes, PimConfig):
+        raise ConfigError(f"config {sizes.name}: {command} needs a configuration of target ternary (preset tiny), not pim")
+    return sizes
+
+
+def _open(model: str | Path, config: AnyConfig, *, weights: bool = False, shape_only: bool = False) -> tuple[Path | None, Any]:
+    """(folder of the checkpoint or None, model or shape) that a MODEL names, of the configuration's target; ``shape_only`` reads no weights."""
     from lutra.hls_models.shape import ModelShape
-    from lutra.mapping.catalogue import HERE, model_names, open_model, shape_names
+    from lutra.mapping.catalogue import HERE, config_shape, model_names, open_model, shape_names
+    from lutra.mapping.pim.shape import GptShape
 
     word, shipped = str(model), [*model_names(), *shape_names()]
     if word not in shipped and not Path(word).exists() and Path(word).suffix not in (".gguf", ".onnx"):
@@ -328,10 +397,12 @@ def _open(model: str | Path, *, weights: bool = False, shape_only: bool = False)
         hint = f"; nearest name: {near}" if near else ""
         raise ModelError(f"model {word}: no such folder or file, and nothing of that name ships{hint} (shipped: {', '.join(shipped)})")
     folder = HERE / "models" / word if word in model_names() else Path(word) if Path(word).is_dir() and word not in shipped else None
-    if shape_only and folder is not None:
-        return folder, ModelShape.from_config(folder / "config.json")
-    opened = open_model(word)
-    if weights and isinstance(opened, ModelShape):
+    opened = config_shape(folder / "config.json") if shape_only and folder is not None else open_model(word)
+    gpt, pim = isinstance(_shape(opened), GptShape), isinstance(config, PimConfig)
+    if gpt != pim:
+        runs, preset = ("GPT models", "pim-gpt") if gpt else ("BitNet models", "tiny")
+        raise ConfigError(f"config {config.name}: target {config.target} does not run {_shape(opened).name}; {runs} need a preset such as {preset}")
+    if weights and isinstance(opened, ModelShape | GptShape):
         raise ModelError(f"{word}: only a shape, and this needs weights; give a folder with config.json and model.safetensors")
     return folder, opened
 
@@ -352,10 +423,10 @@ def _spec(config: CoreConfig, shape: Any) -> "CoreSpec":
         raise ConfigError(f"config {config.name} for {shape.name}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{rule}") from None
 
 
-def _facts(source: Path | None, spec: "CoreSpec") -> dict[str, Any]:
+def _facts(source: Path | None, shape: Any) -> dict[str, Any]:
     """A model for the manifest: name, shape, and the hash of its weights."""
     weights = source / "model.safetensors" if source else None
-    return {"name": spec.shape.name, "shape": spec.shape.model_dump(mode="json"), **({"sha256": file_hash(weights)} if weights and weights.is_file() else {})}
+    return {"name": shape.name, "shape": shape.model_dump(mode="json"), **({"sha256": file_hash(weights)} if weights and weights.is_file() else {})}
 
 
 def _keep_tokenizer(source: Path, target: Path) -> None:

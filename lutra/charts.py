@@ -49,7 +49,7 @@ Named = tuple[str, Report]
 
 
 def charts(runs: Sequence[Named]) -> dict[str, str]:
-    """SVG text by chart: ``units``, ``layers``, ``decode``, ``roofline``; a chart without figures is absent.
+    """SVG text by chart: ``units``, ``layers``, ``decode``, ``sweep``, ``scaling``, ``roofline``; a chart without figures is absent.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def charts(runs: Sequence[Named]) -> dict[str, str]:
     """
     drawn = {}
     with rc_context(STYLE):
-        for name, draw in {"units": _units, "layers": _layers, "decode": _decode, "roofline": _roofline}.items():
+        for name, draw in {"units": _units, "layers": _layers, "decode": _decode, "sweep": _sweep, "scaling": _scaling, "roofline": _roofline}.items():
             figure = draw(runs)
             if figure is not None:
                 drawn[name] = _svg(figure, name)
@@ -138,6 +138,50 @@ def _decode(runs: Sequence[Named]) -> Figure | None:
     axes.yaxis.set_major_formatter(FuncFormatter(_count))
     if len(shown) > 1:
         _legend(axes, {})
+    return figure
+
+
+def _sweep(runs: Sequence[Named]) -> Figure | None:
+    """Latency of a token against its context."""
+    shown = [(label, report.sweep, report.clock_hz) for label, report in runs if report.sweep and len(report.sweep) > 1]
+    if not shown:
+        return None
+    figure, axes = _axes(2.9)
+    for index, (label, points, clock) in enumerate(shown):
+        ordered = sorted(points, key=lambda point: point.context)
+        times = [1e3 * point.cycles_per_token / clock for point in ordered]
+        axes.plot([point.context for point in ordered], times, color=RUNS[index % len(RUNS)], linewidth=1.6, marker="o", markersize=3.5, label=label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(_count))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("context: KV rows attended")
+    axes.set_ylabel("latency of a token, ms")
+    if len(shown) > 1:
+        _legend(axes, {})
+    return figure
+
+
+def _scaling(runs: Sequence[Named]) -> Figure | None:
+    """Tokens per second against channels, with the line of perfect scaling."""
+    shown = [(label, report.scaling) for label, report in runs if report.scaling and len(report.scaling) > 1]
+    if not shown:
+        return None
+    figure, axes = _axes(2.9)
+    for index, (label, points) in enumerate(shown):
+        colour, first = RUNS[index % len(RUNS)], points[0]
+        counts = [point.channels for point in points]
+        perfect = [first.tokens_per_second * n / first.channels for n in counts]
+        axes.plot(counts, perfect, color=MUTED, linewidth=1.0, linestyle="--", label="perfect" if not index else None)
+        axes.plot(counts, [point.tokens_per_second for point in points], color=colour, linewidth=1.6, marker="o", markersize=3.5, label=label)
+        for point in points:
+            if not point.fits:
+                axes.annotate("does not fit", (point.channels, point.tokens_per_second), xytext=(5, -11), textcoords="offset points", fontsize=8.5, color=MUTED)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(_count))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("channels")
+    axes.set_ylabel("tokens per second")
+    _legend(axes, {})
     return figure
 
 

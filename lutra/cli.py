@@ -91,20 +91,39 @@ def cosim(
 
 
 @app.command(
-    epilog=_examples("lutra estimate tiny-shakespeare --config tiny --prompt 32 --context 96", "lutra estimate my-model/config.json --config mine.yaml --json")
+    epilog=_examples(
+        "lutra estimate tiny-shakespeare --config tiny --prompt 32 --context 96",
+        "lutra estimate gpt3-xl --config pim-gpt --context 1024 --sweep 1,128,512 --channels 8,16",
+    )
 )
 def estimate(
     model: Model,
     config: Config = "tiny",
-    prompt: Annotated[int, typer.Option(metavar="P", help="Tokens to prefill.", min=1)] = 128,
+    prompt: Annotated[
+        int | None, typer.Option(metavar="P", help="Tokens to prefill.", show_default="128; on PIM none: as many sequential tokens", min=1)
+    ] = None,
     context: Annotated[int | None, typer.Option(metavar="N", help="Context of the decoded token, itself included.", show_default="P + 1", min=1)] = None,
+    refresh: Annotated[bool, typer.Option("--refresh/--no-refresh", help="DRAM targets: with the memory's refresh or without.")] = True,
+    sweep: Annotated[str, typer.Option(metavar="N,N,…", help="DRAM targets: further contexts.")] = "",
+    channels: Annotated[str, typer.Option(metavar="C,C,…", help="DRAM targets: the same with other numbers of channels.")] = "",
+    ignore_capacity: Annotated[bool, typer.Option("--ignore-capacity", help="DRAM targets: models larger than the device, marked so.")] = False,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Cycle-accurate report without a simulator: prefill of P tokens, decode at context N."""
     from lutra import api
 
-    _show_report(api.estimate(model, config, prompt=prompt, context=context, out=out), out, as_json)
+    more, others = _numbers("sweep", sweep), _numbers("channels", channels)
+    found = api.estimate(model, config, prompt=prompt, context=context, out=out, refresh=refresh, sweep=more, channels=others, ignore_capacity=ignore_capacity)
+    _show_report(found, out, as_json)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """1,2,4 as numbers."""
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise LutraError(f"{name} must be numbers with commas between them, such as 1,2,4, not {text!r}") from None
 
 
 @app.command(

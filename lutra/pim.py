@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The PIM target behind ``lutra estimate``: programs of tokens timed by the cycle model, as report figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,9 @@ from lutra.schema import (
     SweepPoint,
     UnitFigures,
 )
+from lutra.timeline import Span
 
-__all__ = ["TokenTime", "bound_cycles", "bound_rows", "estimate", "report_of", "row_cycles", "token_time"]
+__all__ = ["TokenTime", "bound_cycles", "bound_rows", "estimate", "report_of", "row_cycles", "spans", "token_time"]
 
 OnStep = Callable[[int, int], None]
 C = Command
@@ -125,8 +126,10 @@ def estimate(
     channels: Sequence[int] = (),
     ignore_capacity: bool = False,
     update: OnStep = lambda done, total: None,
-) -> Report:
-    """A token at ``context``; with ``prompt`` its time to the first token (so many sequential tokens), with ``sweep`` and ``channels`` further ones.
+) -> tuple[Report, TokenTime]:
+    """A token at ``context``, as figures and in detail.
+
+    ``prompt``: its time to the first token, so many sequential tokens; ``sweep``, ``channels``: further contexts, other numbers of channels.
 
     Raises
     ------
@@ -158,7 +161,7 @@ def estimate(
         more["sweep"] = [_point(timed(made, at)) for at in sweep]
     if channels:
         more["scaling"] = _scaling([timed(_with_channels(shape, config, n, longest, ignore_capacity), context) for n in channels])
-    return report.model_copy(update=more)
+    return report.model_copy(update=more), token
 
 
 def _with_channels(shape: GptShape, config: PimConfig, channels: int, tokens: int, ignore_capacity: bool) -> Partition:
@@ -219,20 +222,31 @@ def report_of(token: TokenTime) -> Report:
         layers=_layers(token),
         dram=_dram(token),
         energy=EnergyFigures(joules_per_token=sum(joules.values()), parts=joules, source=energy.SOURCE),
-        provenance={"decode": "model", "memory": "model", "units": "model", "layers": "model", "dram": "model", "energy": energy.SOURCE},
+        provenance={
+            "decode": "model",
+            "memory": "model",
+            "units": "model",
+            "layers": "model",
+            "dram": "model",
+            "energy": "published: PIM-GPT's constants on modelled commands",
+        },
     )
 
 
 def _units(token: TokenTime) -> list[UnitFigures]:
-    units = []
-    for number, channel in enumerate(token.run.channels):
-        parts = waits(channel, token.cycles)
-        busy = parts.pop("MAC", 0)
-        units.append(UnitFigures(name=f"channel {number}", busy_cycles=busy, stall_cycles=parts, utilisation=busy / token.cycles))
+    """The channels, which are alike but for the phase of their refreshes, as one; the companion chip by its items."""
+    channels = token.run.channels
+    total: dict[str, int] = {}
+    for channel in channels:
+        for name, cycles in waits(channel, token.cycles).items():
+            total[name] = total.get(name, 0) + cycles
+    mean = {name: round(cycles / len(channels)) for name, cycles in total.items()}
+    busy = mean.pop("MAC", 0)
+    name = f"channels (mean of {len(channels)})"
+    unit = UnitFigures(name=name, busy_cycles=busy, stall_cycles=mean, utilisation=busy / token.cycles)
     companion = token.run.companion
-    items = 2 * (sum(len(times) for times in companion.take_times) + max(len(times) for times in companion.send_times))
-    busy = min(items, token.cycles)
-    return [*units, UnitFigures(name="companion chip", busy_cycles=busy, utilisation=busy / token.cycles)]
+    items = min(token.cycles, 2 * (sum(map(len, companion.take_times)) + max(map(len, companion.send_times))))
+    return [unit, UnitFigures(name="companion chip", busy_cycles=items, utilisation=items / token.cycles)]
 
 
 def waits(channel: ChannelModel, cycles: int) -> dict[str, int]:
@@ -284,6 +298,14 @@ def _layers(token: TokenTime) -> list[LayerFigures]:
         layers.append(LayerFigures(name=name, cycles=ends[name] - before))
         before = ends[name]
     return layers
+
+
+def spans(token: TokenTime) -> Iterator[Span]:
+    """The companion chip's instructions, a track for each kind, named by the step they belong to."""
+    label = ""
+    for index, instruction in enumerate(token.program.instructions):
+        label = token.program.labels.get(index, label)
+        yield Span(type(instruction).__name__.upper(), label, int(token.run.starts[index]), int(token.run.dones[index]))
 
 
 def _dram(token: TokenTime) -> DramFigures:

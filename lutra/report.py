@@ -91,6 +91,12 @@ LINES = (
     Line("Memory", "memory.fraction_of_row_bound", "share of the row bound", _percent),
     Line("Memory", "memory.image_bytes", "memory image", _scaled("B")),
     Line("Memory", "memory.bits_per_weight", "bits per useful weight", _short),
+    Line("DRAM", "dram.row_hit_rate", "row hits", _percent),
+    Line("DRAM", "dram.row_switches", "rows opened per channel", _whole, True),
+    Line("DRAM", "dram.idle_banks", "multiplications on padding", _percent),
+    Line("DRAM", "dram.capacity_bytes", "capacity", _scaled("B", 1024)),
+    Line("DRAM", "dram.used_bytes", "used, room for keys and values included", _scaled("B", 1024)),
+    Line("DRAM", "dram.fits", "fits", lambda fits: "yes" if fits else "NO: capacity ignored"),
     Line("Resources", "resources.lut", "LUT", _whole, True),
     Line("Resources", "resources.ff", "flip-flops", _whole, True),
     Line("Resources", "resources.bram", "block RAM", _short, True),
@@ -147,7 +153,39 @@ def rows(runs: Sequence[Named]) -> list[Row]:
             ratios = tuple(f"{value / first:.3g}x" if line.compare and value is not None and first and value != first else "" for value in values)
             sources = tuple(_source(report, line.place) for _, report in runs)
             found.append(Row(line.section, line.name, tuple("" if value is None else line.show(value) for value in values), ratios, sources))
-    return found + _accuracy(runs)
+    parts = {"Time per token": ("dram.nanoseconds", lambda value: _seconds(value * 1e-9)), "Pins": ("dram.pin_bytes", _scaled("B"))}
+    for section, (place, show) in {**parts, "Energy": ("energy.parts", _joules)}.items():
+        found += _parts(runs, facts, section, place, show)
+    return found + _accuracy(runs) + _lists(runs)
+
+
+def _parts(runs: Sequence[Named], facts: Sequence[dict[str, Any]], section: str, place: str, show: Callable[[Any], str]) -> list[Row]:
+    """A line per part of a figure that is a table by name, largest first."""
+    names = dict.fromkeys(name for fact in facts for name in sorted(fact, key=lambda name: -fact[name] if name.startswith(f"{place}.") else 0))
+    every = tuple("" for _ in runs)
+    return [
+        Row(section, name.removeprefix(f"{place}."), tuple(show(fact[name]) if name in fact else "" for fact in facts), every, every)
+        for name in names
+        if name.startswith(f"{place}.")
+    ]
+
+
+def _lists(runs: Sequence[Named]) -> list[Row]:
+    """Contexts, numbers of channels and assumptions, a line each."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for number, (_, report) in enumerate(runs):
+        for point in report.sweep or ():
+            text = f"{_short(point.tokens_per_second)} tok/s, {_joules(point.joules_per_token)}, {_percent(point.fraction_of_row_bound)} of the row bound"
+            found.setdefault(("By context", f"context {point.context:,}"), {})[number] = text
+        for step in report.scaling or ():
+            mark = "" if step.fits else " (does not fit)"
+            text = f"{_short(step.tokens_per_second)} tok/s, efficiency {_percent(step.efficiency)}{mark}"
+            found.setdefault(("By channels", f"{step.channels} channels"), {})[number] = text
+        for one in report.assumptions or ():
+            found.setdefault(("Assumptions", f"without {one.name}: cycles per token"), {})[number] = _whole(one.cycles_per_token_without or 0)
+    every = range(len(runs))
+    none = tuple("" for _ in every)
+    return [Row(section, name, tuple(texts.get(i, "") for i in every), none, none) for (section, name), texts in found.items()]
 
 
 def _accuracy(runs: Sequence[Named]) -> list[Row]:
