@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lutra.cosim.benches import pim_mac
+from lutra.cosim.benches.floats import pairs
 from lutra.cosim.harness import Fault
 from lutra.hls_models import floats
 from lutra.hls_models.errors import MismatchError
@@ -15,7 +16,7 @@ from lutra.hls_models.floats import BF16, FP32
 from lutra.hls_models.pim import arithmetic, mac
 
 INF, NAN = FP32.infinity, FP32.nan
-FORMS = ("fp32", "bf16")
+FORMS: tuple[mac.Accumulator, ...] = ("fp32", "bf16")
 
 
 def nearest(x: Fraction, digits: int) -> Fraction:
@@ -130,10 +131,10 @@ ONE = 0x3F80
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_rules(what: str, a: list[int], b: list[int], expected: int) -> None:
-    a, b = np.asarray(a, np.uint16), np.asarray(b, np.uint16)
-    assert reference_dot(a.tolist(), b.tolist()) == expected, what
-    assert int(mac.dot(a, b)) == expected
-    assert int(mac.burst(a[None], b[None])) == int(mac.mac(a, b, 0)) == (0 if expected == 1 << 31 else expected)  # +0 + (-0) is +0
+    column, buffer = np.asarray(a, np.uint16), np.asarray(b, np.uint16)
+    assert reference_dot(column.tolist(), buffer.tolist()) == expected, what
+    assert int(mac.dot(column, buffer)) == expected
+    assert int(mac.burst(column[None], buffer[None])) == int(mac.mac(column, buffer, 0)) == (0 if expected == 1 << 31 else expected)  # +0 + (-0) is +0
 
 
 def test_accumulators() -> None:
@@ -207,8 +208,6 @@ def test_unequal_shapes_are_refused() -> None:
 
 
 def test_native_arithmetic_is_the_defined_one(rng: np.random.Generator) -> None:
-    from lutra.cosim.benches.floats import pairs
-
     a, b = pairs(FP32, FP32, rng, 20_000)
     x, y = arithmetic.values(a), arithmetic.values(b)
     np.testing.assert_array_equal(arithmetic.bits(arithmetic.add(x, y)), floats.add(FP32, a, b))
