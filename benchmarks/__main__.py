@@ -4,7 +4,7 @@
 python -m benchmarks                        all that need no file
 python -m benchmarks speed                  RTL, golden and cycle model of the tiny core
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
-python -m benchmarks accuracy TEXT          golden model beside float64 on the last tenth of the training text
+python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 """
 
 import json

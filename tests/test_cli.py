@@ -185,6 +185,23 @@ def test_eval(model: Path, config: Path, capsys: pytest.CaptureFixture[str], rng
     assert "nats per token" in call(capsys, "eval", model, "-c", config, "--text", "text.txt")[0]
 
 
+def test_key_value_formats(model: Path, config: Path, capsys: pytest.CaptureFixture[str], rng: np.random.Generator) -> None:
+    """One key of a configuration: other values and another machine, the same program and image."""
+    text = config.read_text()
+    assert 'kv_format: "int8"' in text
+    Path("fp16.yaml").write_text(text.replace('kv_format: "int8"', "kv_format: fp16"))
+    np.save("ids.npy", rng.integers(0, 27, 50))
+    losses, programs, hashes = [], [], []
+    for sizes in (config, "fp16.yaml"):
+        losses.append(json.loads(call(capsys, "eval", model, "-c", sizes, "--ids", "ids.npy", "--json")[0])["loss_golden"])
+        call(capsys, "compile", model, "-c", sizes, "-o", run := f"run{len(losses)}")
+        programs.append({path.name: path.read_bytes() for path in Path(run, "program").iterdir()})
+        hashes.append(json.loads(call(capsys, "estimate", model, "-c", sizes, "--prompt", 10, "--json")[0])["config"]["hash"])
+    assert losses[0] != losses[1] and programs[0] == programs[1] and hashes[0] != hashes[1]
+    Path("fp16.yaml").write_text(text.replace('kv_format: "int8"', "kv_format: fp8"))
+    assert "kv_format: must be one of int8, fp16, not 'fp8'" in mistake(capsys, "estimate", model, "-c", "fp16.yaml")
+
+
 def test_verilog(model: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "verilog", "-c", config, "--model", model)[0].startswith("module lutra_core;")
     facts = json.loads(call(capsys, "verilog", "-c", config, "--model", model, "--block", "tlmm", "-o", "new/tlmm.v", "--json")[0])

@@ -149,6 +149,25 @@ def test_special_values() -> None:
     assert result.scales[0, :4].tolist() == [0, 0, FP32.infinity, FP32.nan]
 
 
+def test_every_value_as_fp16() -> None:
+    """What ATTEND gets of all patterns of F: numpy's own rounding, limited to the largest finite number and without subnormals; other units' codes stay."""
+    config = VectorConfig(max_tokens=128, max_columns=1024, hidden=1024, head_dim=4, rope_rows=128, kv_format="fp16")
+    fields = {"destination": Destination.ATTEND, **dict.fromkeys(("columns", "tile_columns", "group_columns"), 1024)}
+    patterns = np.arange(1 << E8M11.bits, dtype=np.uint32)
+    patterns = patterns[(patterns & E8M11.magnitude) <= E8M11.nan]
+    for first in range(0, len(patterns), 1 << 17):
+        rows = np.resize(patterns[first : first + (1 << 17)], (128, 1024))
+        got = run(fields, 128, unit=Vector(config), values=rows).codes
+        x = floats.to_float64(E8M11, rows)
+        rounded = np.clip(x, -65504, 65504).astype(np.float16)
+        want = np.where(np.abs(x) < 2.0**-14 * (1 - 2.0**-12), np.copysign(np.float16(0), rounded), rounded)
+        nan = np.isnan(want)
+        np.testing.assert_array_equal(got[~nan], want.view(np.uint16)[~nan])
+        assert (got[nan] == floats.FP16.nan).all()
+    codes = {kv_format: run({}, 1, unit=Vector(VectorConfig(kv_format=kv_format)), values=bits(np.arange(160.0)[None])).codes for kv_format in ("int8", "fp16")}
+    np.testing.assert_array_equal(codes["int8"], codes["fp16"])
+
+
 def test_segments_and_token_scales(rng: np.random.Generator) -> None:
     """Sums are multiplied by the token's scale and their segment's, or in a gate by the scale of their parity."""
     unit = Vector(TINY)

@@ -109,7 +109,9 @@ def _source(config: VectorConfig, rng: np.random.Generator, job: VectorJob, wild
     shape = (job.tokens, job.fields["columns"])
     zeros = rng.random(shape[0]) < wild
     if job.fields["source"] == Source.VALUES:
-        values = _patterns(rng, config.format, shape, 10.0 ** rng.integers(-2, 3), wild)
+        halves = config.kv_format == "fp16" and job.fields["destination"] == Destination.ATTEND  # some of which overflow
+        values = _patterns(rng, config.format, shape, 10.0 ** rng.integers(-2, 7 if halves else 3), wild)
+        values[0, -1] = config.format.infinity if halves else values[0, -1]
         return {"values": np.where(zeros[:, None], values & config.format.sign, values)}
     if job.fields["source"] == Source.EMBED:
         codes = rng.integers(-128, 128, shape).astype(np.int8)
