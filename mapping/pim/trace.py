@@ -112,8 +112,7 @@ class _LineError(Exception):
 def _instruction(words: list[str], function: int) -> Request:
     name = words[0].removeprefix("ISR_") if words else ""
     if name not in FIELDS:
-        near = nearest(name.upper(), FIELDS)
-        near = next((legal for legal in FIELDS if legal.lower() == near.lower()), near)
+        near = nearest(name, {legal.lower() for legal in FIELDS}).upper()
         raise _LineError(f"an opcode ({', '.join(FIELDS)}), not {name or 'nothing'!r}" + (f"; nearest opcode: {near}" if near else ""))
     found = _fields(f"AiM {name}", FIELDS[name], words[1:])
     opcode = Opcode[name]

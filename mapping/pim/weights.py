@@ -10,7 +10,7 @@ from lutra.mapping.pim.model import Folded, GptModel, to_bf16
 from lutra.mapping.pim.partition import Matrix, Partition
 from lutra.mapping.pim.places import Striped
 
-__all__ = ["Cells", "cells", "place_matrix", "place_vector", "stacked"]
+__all__ = ["Cells", "cells", "place_matrix", "place_vector", "spread", "stacked"]
 
 Cells = NDArray[np.uint16]
 """bf16 bits (channels, banks, rows * columns, V)."""
@@ -49,6 +49,14 @@ def stacked(partition: Partition, folded: Folded, layer: int) -> tuple[NDArray[n
     return together[order], bias[order]
 
 
+def spread(matrix: NDArray[np.float64], heads: int, width: int) -> NDArray[np.float64]:
+    """Columns of an output matrix head by head, each head padded to ``width`` with zeros: as the heads' results lie in the SRAM."""
+    outputs, size = len(matrix), matrix.shape[1] // heads
+    wide = np.zeros((outputs, heads, width))
+    wide[:, :, :size] = matrix.reshape(outputs, heads, size)
+    return wide.reshape(outputs, -1)
+
+
 def cells(model: GptModel, partition: Partition) -> Cells:
     """The contents of all rows that the partition uses; keys and values zero."""
     config, layout, shape = partition.config, partition.layout, partition.shape
@@ -61,9 +69,7 @@ def cells(model: GptModel, partition: Partition) -> Cells:
     for layer, places in enumerate(partition.layers):
         joint, bias = stacked(partition, folded, layer)
         place_matrix(into, places.joint, joint)
-        heads = np.zeros((shape.hidden, shape.heads, layout.words * config.banks))
-        heads[:, :, : shape.head_dim] = folded.output[layer].reshape(shape.hidden, shape.heads, shape.head_dim)
-        place_matrix(into, places.output, heads.reshape(shape.hidden, -1))
+        place_matrix(into, places.output, spread(folded.output[layer], shape.heads, layout.words * config.banks))
         place_matrix(into, places.up, folded.up[layer])
         place_matrix(into, places.down, folded.down[layer])
         place_vector(into, places.query_bias, bias[layout.query_offset // config.channels * unit :], width)
