@@ -5,7 +5,7 @@ Golden values, cycle model and RTL all work from ``Work``. The first fields are 
 path is the same for all items that are in the pipeline at a time (architecture.md, 4.5).
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
@@ -239,7 +239,7 @@ class Work:
     @cached_property
     def path(self) -> tuple[int, ...]:
         """What must be equal for an instruction to follow another one without a gap."""
-        return tuple(int(value) for value in astuple(self)[: len(PATH_FIELDS)])
+        return tuple(int(getattr(self, name)) for name, _ in PATH_FIELDS)
 
     def follows(self, before: "Work | None") -> bool:
         """Whether it may begin while items of the instruction before are in the pipeline."""
