@@ -20,7 +20,8 @@ from lutra.cosim.harness import Bench, Fault
 from lutra.cosim.recordings import Recording, Stimulus, compare
 from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.ternary.core import CoreSpec
-from lutra.hls_models.ternary.core_cycles import CoreTiming, PassTimes
+from lutra.hls_models.ternary.core_cycles import CoreTiming
+from lutra.hls_models.ternary.core_passes import PassTimes
 from lutra.hls_models.ternary.executor import Executor, Pass
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.registers import Register
@@ -228,7 +229,7 @@ def _compare(run: CoreRun, recorded: Mapping[str, Recording]) -> None:
     names = list(dict.fromkeys(name for times in run.times for name in times.streams))
     for name in names:
         words = [part for done in run.passes for part in done.streams.get(name, [])]
-        cycles = np.concatenate([part for times in run.times for part in times.streams.get(name, [])])
+        cycles = np.concatenate([times.streams[name] for times in run.times if name in times.streams])
         wanted[name] = (run.chosen if name == "token" else np.concatenate(words) if words else None, cycles)
     first: tuple[int, str] | None = None
     for name, (words, cycles) in wanted.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lutra.figures import Timing
     from lutra.hls_models.ternary.config import CoreConfig
     from lutra.hls_models.ternary.core import CoreSpec
-    from lutra.hls_models.ternary.core_cycles import PassTimes
+    from lutra.hls_models.ternary.core_passes import PassTimes
     from lutra.hls_models.ternary.program import Program
 
 __all__ = ["BLOCKS", "Simulated", "check_simulator", "compile_program", "forward", "simulate", "timing", "verilog"]
@@ -78,29 +78,27 @@ def timing(spec: CoreSpec, program: Program, *, prompt: int, contexts: Sequence[
 
     model = CoreTiming(spec, program)
     passes = model.run(prompt, 1)
-    return _timing(program, passes + [model.pass_times(1, context - 1, True) for context in contexts], len(passes), 0)
+    return _timing(passes + model.passes([(context - 1, 1, True) for context in contexts]), len(passes), 0)
 
 
-def _timing(program: Program, passes: Sequence[PassTimes], prompt_passes: int, start: int) -> Timing:
+def _timing(passes: Sequence[PassTimes], prompt_passes: int, start: int) -> Timing:
     """Figures' form of passes of which the first ``prompt_passes`` are the prompt's; cycles counted from ``start``, the run's start pulse."""
     import numpy as np
 
     from lutra.figures import PassSize, Timing
 
-    begin = np.full((len(passes), len(program.instructions)), -1, np.int64)
-    done = begin.copy()
+    begin, done = (np.stack([getattr(one, name) for one in passes]) for name in ("begins", "dones"))
     busy: dict[str, int] = {}
     stalls: dict[str, dict[str, int]] = {}
-    for number, one in enumerate(passes):
-        for event in one.events:
-            begin[number, event.place], done[number, event.place] = event.start - start, event.done - start
+    for one in passes:
         for unit, worked in one.worked.items():
             busy[unit.name] = busy.get(unit.name, 0) + worked
-        for unit, reasons in one.stalls(program.instructions).items():
+        for unit, reasons in one.stalls.items():
             waits = stalls.setdefault(unit.name, {})
             for reason, clocks in reasons.items():
                 waits[reason] = waits.get(reason, 0) + clocks
     sizes = tuple(PassSize(one.position, one.tokens, one.last, number >= prompt_passes) for number, one in enumerate(passes))
+    begin, done = (np.where(cycles < 0, -1, cycles - start) for cycles in (begin, done))
     return Timing(sizes, begin, done, np.array([one.end - start for one in passes], np.int64), busy, stalls)
 
 
@@ -131,7 +129,7 @@ def simulate(
     turn = Turn(ids, tokens, stop=next(iter(stop)) if len(stop) == 1 else None)
     found = bench.check({"core": Job(program, [turn])}, folder=folder / "simulation", on_token=on_token)["core"]
     prompt_passes = -(-len(ids) // spec.config.chunk)
-    times = _timing(program, found.times, prompt_passes, found.starts[0])
+    times = _timing(found.times, prompt_passes, found.starts[0])
     return Simulated(found.tokens, found.words_compared, found.words_mismatched, found.measured[0] if found.measured else 0, times, found.mismatch)
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole cores: every word and every handshake of conversations on the RTL, and faults that must not go unseen."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ from lutra.hls_models.errors import ModelError
 from lutra.hls_models.ternary import executor
 from lutra.hls_models.ternary.config import KvFormat
 from lutra.hls_models.ternary.core_cycles import CoreTiming
+from lutra.hls_models.ternary.core_passes import PassTimes
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import LoadTarget, Unit
+from lutra.hls_models.ternary.linear import LinearRun
+from lutra.hls_models.ternary.loader_timing import LoaderTiming
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.trits import RowLayout, decode_bytes, encode_bytes
+from lutra.hls_models.ternary.vector_cycles import VectorTiming
 
 SOAK_TOPS = 6  # of two cores each
 
@@ -154,21 +159,81 @@ def test_prompts_that_do_not_fit_are_refused(small: list[core.Small]) -> None:
         next(golden.generate([], 1))
 
 
+def assert_equal(some: list[PassTimes], others: list[PassTimes]) -> None:
+    """The same passes, every cycle and every clock of work and stalls."""
+    for one, other in zip(some, others, strict=True):
+        for name in ("position", "tokens", "last", "start", "end", "token", "active", "worked", "stalls"):
+            assert getattr(one, name) == getattr(other, name), name
+        np.testing.assert_array_equal(one.begins, other.begins)
+        np.testing.assert_array_equal(one.dones, other.dones)
+
+
 def test_detail_changes_no_cycle(small: list[core.Small]) -> None:
     one = small[0]
     plain, detailed = (CoreTiming(one.spec, one.program, detail=detail).run(5, 4) for detail in (False, True))
-    assert [(p.start, p.end, p.events) for p in plain] == [(p.start, p.end, p.events) for p in detailed]
+    assert_equal(plain, detailed)
     assert not plain[0].streams and detailed[0].streams
+
+
+def alone(one: core.Small, rng: np.random.Generator) -> None:
+    """Passes in any order, together and each by itself."""
+    shape, chunk = one.spec.shape, one.spec.config.chunk
+    plan = []
+    for _ in range(20):
+        tokens = int(rng.integers(1, min(chunk, 3) + 1))
+        plan.append((int(rng.integers(0, shape.context - tokens + 1)), tokens, bool(rng.integers(2))))
+    together = CoreTiming(one.spec, one.program, detail=True)
+    by_itself = CoreTiming(one.spec, one.program, detail=True)
+    some, others = together.passes(plan), [by_itself.passes([single])[0] for single in plan]
+    assert_equal(some, others)
+    for a, b in zip(some, others, strict=True):
+        assert a.streams.keys() == b.streams.keys()
+        for name, cycles in a.streams.items():
+            np.testing.assert_array_equal(cycles, b.streams[name], err_msg=name)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_passes_together_are_passes_alone(rng: np.random.Generator, number: int) -> None:
+    for one in cores(number):
+        alone(one, rng)
+
+
+@pytest.mark.soak
+def test_passes_together_are_passes_alone_in_many_cores(rng: np.random.Generator) -> None:
+    for number in range(100):
+        for one in cores(number):
+            alone(one, rng)
+
+
+def test_more_passes_take_no_more_steps(small: list[core.Small], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's speed: units are evaluated once for all passes that are alike, not once for each."""
+    one, steps = small[0], Counter[str]()
+
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **keywords: Any) -> Any:
+            steps[name] += 1
+            return call(*args, **keywords)
+
+        return counted
+
+    for unit, name in ((LoaderTiming, "advance"), (LinearRun, "step"), (VectorTiming, "instruction"), (VectorTiming, "requantise")):
+        monkeypatch.setattr(unit, name, counting(name, getattr(unit, name)))
+    found = []
+    for passes in (1, one.spec.shape.context - 1):
+        steps.clear()
+        CoreTiming(one.spec, one.program).passes([(position, 1, True) for position in range(passes)])
+        found.append(dict(steps))
+    assert found[0] == found[1] and all(found[0].values())
 
 
 def test_work_never_exceeds_activity(small: list[core.Small]) -> None:
     for one in small:
         for times in CoreTiming(one.spec, one.program).run(7, 3):
-            stalls = times.stalls(one.program.instructions)
-            for unit, (active, worked) in times.activity(one.program.instructions).items():
+            for unit, active in times.active.items():
+                worked, stalls = times.worked[unit], times.stalls[unit]
                 assert 0 < worked <= active <= times.cycles or (unit is Unit.HEAD and not times.last)
-                assert worked + sum(stalls.get(unit, {}).values()) == active
-                assert all(clocks >= 0 for clocks in stalls.get(unit, {}).values())
+                assert worked + sum(stalls.values()) == active
+                assert all(clocks >= 0 for clocks in stalls.values())
 
 
 def test_layout_is_the_programs(small: list[core.Small]) -> None:

@@ -91,7 +91,7 @@ def test_timing_of_always_taken_outputs(rng: np.random.Generator) -> None:
     last_row = np.cumsum([one.vocabulary * one.row_beats for one in todo]) - 1
     offered = 0
     for i, one in enumerate(todo):
-        start = timing.start(offered)
+        start = int(timing.start(offered))
         assert start == taken["instr"][i]
         assert timing.finish(one.vocabulary, int(taken["rows"][last_row[i]])) == (taken["token"][i], taken["done"][i])
         offered = start + 1

@@ -12,8 +12,9 @@ from lutra.cosim.harness import Bench, Fault
 from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.streams import Ready, handshakes
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
-from lutra.hls_models.ternary.loader import Load, LoaderConfig, LoaderTiming
+from lutra.hls_models.ternary.loader import Load, LoaderConfig
 from lutra.hls_models.ternary.loader_cycles import LoaderStimulus, loader_cycles
+from lutra.hls_models.ternary.loader_timing import LoaderTiming
 
 CONFIGS = loader.configurations(MASTER_SEED)
 SMALL = {"beat_bytes": 36, "vector_lanes": 4, "hidden": 160, "ring_rows": 48, "params_rows": 40, "rope_rows": 32}
@@ -74,15 +75,16 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
     last = dict.fromkeys(LoadTarget, -1)
     for load, offer in zip(todo, offers, strict=True):
         name = load.target.name.lower()
-        got["instr"].append(np.array([timing.start(load, int(offer))]))
+        got["instr"].append(timing.start(load, offer)[None])
         if load.target in hold:
             while timing.remaining:
                 requests, delivered = timing.advance()
                 frees = handshakes(delivered + 1 + hold[load.target], start=last[load.target] + 1)
                 timing.free(load.target, frees)
                 last[load.target] = int(frees[-1])
-                got["read"].append(requests)
-                got[name].append(timing.delivered_beats(delivered) if load.target == LoadTarget.WEIGHTS else delivered)
+                rows = load.target == LoadTarget.WEIGHTS
+                got["read"].append(timing.row_beats(requests) if rows else requests)
+                got[name].append(timing.row_beats(delivered) if rows else delivered)
         else:
 
             def accept(offered: np.ndarray, load: Load = load, name: str = name) -> np.ndarray:

@@ -254,7 +254,10 @@ def test_one_instruction_equals_a_run(rng: np.random.Generator) -> None:
         sinks = {name: Ready(rng.random(6000) < 0.6) for name in ("codes", "done")}
         early = {name: np.zeros(count, np.int64) for name, count in counts.items()}
         whole = timing.run([job], {"instr": np.array([500]), "values": source, **early}, sinks)
-        times = timing.instruction(*job, 500, source=source, params=early["params"], rope=early["rope"], codes_ready=sinks["codes"], done_ready=sinks["done"])
+        inputs: dict[str, Any] = {"source": source, "params": early["params"], "rope": early["rope"]}
+        last_z = int(timing.take(*job, 500, **inputs).z[-1])
+        after = timing.requantise(*job, ready=Ready(sinks["codes"].trace[last_z:]))
+        times = timing.instruction(*job, 500, **inputs, requantised=after, done_ready=sinks["done"])
         for name, cycles in {"values": times.source, "codes": times.codes, "params_freed": times.params_freed, "rope_freed": times.rope_freed}.items():
             np.testing.assert_array_equal(whole[name], cycles)
         assert whole["done"].tolist() == [times.done] and whole["instr"].tolist() == [500]

@@ -132,7 +132,7 @@ def _predict(pair_: Pair, case: Case, rng: np.random.Generator) -> tuple[dict[st
         start = int(codes_handshakes(config, wait["codes"][:beat], case.last[:beat])[-1]) + config.vector_lanes + 1 + int(rng.integers(0, 5))
         instr.append(start)
         path.append(max(weights_free, start + int(rng.integers(-10, 10))))
-        run = timing.begin(instruction, start, path[-1])
+        run = timing.begin(instruction, start, path[-1] - start)
         tile, ready = -1, NEVER
         while not run.finished:
             if run.tile != tile:
@@ -142,8 +142,8 @@ def _predict(pair_: Pair, case: Case, rng: np.random.Generator) -> tuple[dict[st
             step = run.step(loader.next_rows(run.rows_wanted), ready)
             loader.freed += step.freed.tolist()
             sums += step.sums.tolist()
-        weights_free = run.weights_free
-        done.append(run.done)
+        weights_free = int(run.weights_free)
+        done.append(int(run.done))
     trace = np.ones(max(stop for _, stop in stalls) + 1, bool)
     for first, stop in stalls:
         trace[first:stop] = False

@@ -26,10 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from lutra.hls_models.floats import FLOAT_LATENCY
 from lutra.hls_models.functions import FUNCTION_LATENCY
-from lutra.hls_models.streams import Ready, handshakes
+from lutra.hls_models.streams import Ready
 from lutra.hls_models.ternary.attention import STORED_ITEMS, AttentionConfig
 
-__all__ = ["AttentionTimes", "AttentionTiming", "Schedule", "attention_cycles"]
+__all__ = ["AttentionPhase", "AttentionTimes", "AttentionTiming", "Schedule", "attention_cycles"]
 
 Cycles = NDArray[np.int64]
 
@@ -295,6 +295,14 @@ class AttentionTimes:
         return int(self.values[-1]) + 1
 
 
+class AttentionPhase(NamedTuple):
+    """The attending phase of an instruction, counted from its START: handshakes of values and of kv_read, clocks in which the softmax takes items."""
+
+    values: Cycles
+    kv_read: Cycles
+    items: Cycles
+
+
 class AttentionTiming:
     """Incremental form for a core: memory answers every request after a fixed latency and takes every row, the sink of values never stalls once it is ready.
 
@@ -303,7 +311,7 @@ class AttentionTiming:
 
     def __init__(self, config: AttentionConfig, *, latency: int = 2) -> None:
         self.config, self.latency = config, latency
-        self._known: dict[tuple[int, int], tuple[Cycles, Cycles, Cycles]] = {}
+        self._known: dict[tuple[int, int], AttentionPhase] = {}
 
     def instruction(self, tokens: int, position: int, instr: int, qkv: ArrayLike, values_ready: int = 0) -> AttentionTimes:
         """One instruction.
@@ -317,27 +325,36 @@ class AttentionTiming:
         values_ready
             Cycle from which the sink of values is always ready.
         """
-        qkv_times, kv_write = self._store(np.asarray(qkv, np.int64), instr + SETUP)
-        start = int(kv_write[-1]) + START
+        qkv_times, kv_write, start = self.store(np.asarray(qkv, np.int64), np.asarray(instr))
+        values, kv_read, items = (times + start for times in self.phase(tokens, position, values_ready - int(start)))
+        return AttentionTimes(instr, qkv_times, kv_write, kv_read, kv_read + self.latency, values, items)
+
+    def phase(self, tokens: int, position: int, values_ready: int) -> AttentionPhase:
+        """The attending phase; ``values_ready`` counts from START, too."""
         known = self._known.get((tokens, position))
         if known is None:
             known = self._known[tokens, position] = self._attend(tokens, position, 0)
-        if start + int(known[0][0]) < values_ready:
-            known = self._attend(tokens, position, values_ready - start)
-        values, kv_read, items = (times + start for times in known)
-        return AttentionTimes(instr, qkv_times, kv_write, kv_read, kv_read + self.latency, values, items)
+        return known if known.values[0] >= values_ready else self._attend(tokens, position, values_ready)
 
-    def _attend(self, tokens: int, position: int, values_ready: int) -> tuple[Cycles, Cycles, Cycles]:
+    def _attend(self, tokens: int, position: int, values_ready: int) -> AttentionPhase:
         memory = FixedMemory(self.latency)
         schedule = Schedule(self.config, tokens, position, 0, memory, ReadySink(values_ready))
-        return np.array(schedule.values, np.int64), memory.requests, np.array(schedule.items, np.int64)
+        return AttentionPhase(np.array(schedule.values, np.int64), memory.requests, np.array(schedule.items, np.int64))
 
-    def _store(self, not_before: Cycles, start: int) -> tuple[Cycles, Cycles]:
+    def store(self, not_before: Cycles, instr: Cycles) -> tuple[Cycles, Cycles, Cycles]:
+        """The phase before: handshakes of the code beats (…, beats) and of the rows that they make, cycle of START (…); leading axes are passes."""
+        start = instr + SETUP
         if self.config.head_beats == 1:  # a row a beat: each K or V row holds its successor up
-            return _store(self.config, not_before.tolist(), start, Ready())
-        taken = handshakes(not_before, start=start)
-        ends = taken[self.config.head_beats - 1 :: self.config.head_beats].reshape(-1, self.config.heads + 2 * self.config.kv_heads)
-        return taken, ends[:, self.config.heads :].ravel() + 1
+            passes = zip(not_before.reshape(-1, not_before.shape[-1]).tolist(), np.ravel(start).tolist(), strict=True)
+            both = [_store(self.config, beats, first, Ready()) for beats, first in passes]
+            taken, written = (np.reshape([one[i] for one in both], (*not_before.shape[:-1], -1)) for i in range(2))
+        else:
+            index = np.arange(not_before.shape[-1])
+            taken = np.maximum.accumulate(np.maximum(not_before, start[..., None]) - index, axis=-1) + index
+            ends = taken[..., self.config.head_beats - 1 :: self.config.head_beats]
+            rows = ends.reshape(*ends.shape[:-1], -1, self.config.heads + 2 * self.config.kv_heads)[..., self.config.heads :]
+            written = rows.reshape(*ends.shape[:-1], -1) + 1
+        return taken, written, written[..., -1] + START
 
 
 def _store(config: AttentionConfig, not_before: Sequence[int], start: int, ready: Ready, written: int = -1) -> tuple[Cycles, Cycles]:

@@ -157,7 +157,7 @@ class HeadConfig(Config):
 
 
 class HeadTiming:
-    """Cycles of a head whose outputs are always taken (the core's), one instruction at a time.
+    """Cycles of a head whose outputs are always taken (the core's), one instruction at a time; all cycles are scalars or arrays (passes,).
 
     Parameters
     ----------
@@ -167,15 +167,15 @@ class HeadTiming:
 
     def __init__(self, config: HeadConfig) -> None:
         self.config = config
-        self.free = 0
+        self.free: Cycles = np.array(0)
         """First cycle in which the next instruction (or a code beat) can be taken."""
 
-    def start(self, not_before: int) -> int:
+    def start(self, not_before: ArrayLike) -> Cycles:
         """Handshake of an instruction offered from ``not_before`` on; its table rows are taken from one later, one per clock."""
-        return max(not_before, self.free)
+        return np.maximum(np.asarray(not_before, np.int64), self.free)
 
-    def finish(self, vocabulary: int, last_row: int) -> tuple[int, int]:
+    def finish(self, vocabulary: int, last_row: ArrayLike) -> tuple[Cycles, Cycles]:
         """(token, done) handshakes of the instruction whose last table beat was taken at ``last_row``."""
-        token = last_row + self.config.latency
+        token = np.asarray(last_row, np.int64) + self.config.latency
         self.free = token + 1 + min(self.config.best, vocabulary)
         return token, token + 1

@@ -4,11 +4,14 @@
 The recurrences are those of ``weights`` and ``tlmm_cycles``; here the ``rows`` stream between the two is resolved: a row whose last beat is taken at h is
 offered from max(h + ``ARRIVAL_CYCLES``, weight path's instruction + 1) + 1 on, one cycle after its read. An instruction whose rows always arrive in time
 has a schedule that depends on its start only: it is computed once and shifted.
+
+Arrays of cycles have shape (…, n), single cycles (…): the leading axes, where there are any, are passes that make the same instructions at different times.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.ternary.tlmm import TlmmConfig
@@ -18,11 +21,9 @@ from lutra.hls_models.ternary.weights import ARRIVAL_CYCLES, LinearInstruction, 
 
 __all__ = ["LinearCycles", "LinearRun", "LinearTiming", "utilisation"]
 
-EMPTY = np.zeros(0, np.int64)
-
 
 class LinearCycles(NamedTuple):
-    """What a step adds: int64 cycles."""
+    """What a step adds: int64 cycles (…, n)."""
 
     rows: np.ndarray
     """Handshakes of the ``rows`` stream, in the order of the reads."""
@@ -31,17 +32,21 @@ class LinearCycles(NamedTuple):
     sums: np.ndarray
     """Handshakes of the ``sums`` beats."""
 
-    def shifted(self, cycles: int) -> "LinearCycles":
-        return LinearCycles(self.rows + cycles, self.freed + cycles, self.sums + cycles)
+    def shifted(self, cycles: np.ndarray) -> "LinearCycles":
+        by = np.asarray(cycles)[..., None]
+        return LinearCycles(self.rows + by, self.freed + by, self.sums + by)
 
 
 class _State(NamedTuple):
     """What outlives an instruction: last row, drain."""
 
-    row: int
-    taken: int
-    left: int
-    read: int
+    row: np.ndarray
+    taken: np.ndarray
+    left: np.ndarray
+    read: np.ndarray
+
+
+REST = _State(*[np.array(NEVER)] * 4)
 
 
 class _Walk:
@@ -64,14 +69,13 @@ class _Walk:
 class _Exact:
     """Steps computed by the recurrences."""
 
-    def __init__(self, config: TlmmConfig, walk: _Walk, start: int, weights_start: int, state: _State) -> None:
+    def __init__(self, config: TlmmConfig, walk: _Walk, start: np.ndarray, state: _State) -> None:
         self.config, self.walk = config, walk
         self.drain = Drain(config)
         self.drain.taken, self.drain.left, self.drain.read = state.taken, state.left, state.read
         self.lookups = Lookups(config, start, state.row)
-        self.earliest = weights_start + 1  # first read: the weight path's walk is active
 
-    def step(self, index: int, offered: np.ndarray, ready: int) -> LinearCycles:
+    def step(self, index: int, offered: np.ndarray, ready: np.ndarray) -> LinearCycles:
         config, instruction = self.config, self.walk.instruction
         tile, rows, first, count = self.walk.steps[index]
         before = self.lookups.row
@@ -79,17 +83,16 @@ class _Exact:
         handed, sums = [], []
         for group in range(self.walk.groups if complete else 1):
             lanes = min(config.lanes, instruction.tokens - group * config.lanes)
-            for kb in range(first, first + count):
-                last = kb == instruction.k_blocks - 1
-                part = offered[(kb - first) * rows : (kb - first + 1) * rows] if group == 0 else None
-                handed.append(self.lookups.sweep(part, rows, lanes, self.drain.read + 1 if last else NEVER))
-                if last:
-                    sums.append(self.drain.steady(handed[-1] + config.sum_latency, self.walk.tiles[tile], lanes, ready))
-        taken = np.concatenate(handed)
+            bank_free = self.drain.read + 1 if complete else REST.read
+            handed.append(self.lookups.sweep(offered if group == 0 else None, count, rows, lanes, bank_free))
+            if complete:
+                sums.append(self.drain.steady(handed[-1][..., -rows:] + config.sum_latency, self.walk.tiles[tile], lanes, ready))
+        taken = np.concatenate(handed, axis=-1)
         # Given back one cycle after the last read: a row is read once it is there and the row before has left the ring's output.
-        once = self.walk.groups == 1
-        freed = np.maximum(offered, np.concatenate([[before], taken[:-1]]) + 1) if once else taken[-count * rows - 1 : -1] + 1
-        return LinearCycles(taken, freed, np.concatenate(sums) if sums else EMPTY)
+        if self.walk.groups == 1:
+            taken_before = np.concatenate([np.broadcast_to(before, taken.shape[:-1])[..., None], taken[..., :-1]], axis=-1)
+            return LinearCycles(taken, np.maximum(offered, taken_before + 1), np.concatenate(sums, axis=-1) if sums else taken[..., :0])
+        return LinearCycles(taken, taken[..., -count * rows - 1 : -1] + 1, np.concatenate(sums, axis=-1))
 
     @property
     def state(self) -> _State:
@@ -103,19 +106,19 @@ class LinearRun:
     earlier steps; ``tile`` is the number of the tile whose beats it may yield.
     """
 
-    def __init__(self, timing: "LinearTiming", instruction: LinearInstruction, start: int, weights_start: int) -> None:
-        self._timing, self._start, self._weights_start = timing, start, weights_start
-        self._walk, self._ideal, self._ideal_state = timing._schedule(instruction, weights_start - start)
+    def __init__(self, timing: "LinearTiming", instruction: LinearInstruction, start: np.ndarray, lead: int) -> None:
+        self._timing, self._start, self._lead = timing, np.asarray(start, np.int64), lead
+        self._walk, self._ideal, self._ideal_state = timing._schedule(instruction, lead)
         self._index = 0
-        self._past: list[tuple[np.ndarray, int]] = []
+        self._past: list[tuple[np.ndarray, np.ndarray]] = []
         self._exact: _Exact | None = None
         self._before = timing._state
         self.finished = False
-        self.done = 0
+        self.done = self._start
         """When ``finished``: first cycle in which ``done`` is offered, one after the last sum; LINEAR takes an instruction again one after its handshake."""
-        self.lateness = 0
+        self.lateness = self._start
         """When ``finished``: cycles by which rows or the sink of the sums delayed it."""
-        self.weights_free = 0
+        self.weights_free = self._start
         """When ``finished``: first cycle in which the weight path takes its next instruction."""
 
     @property
@@ -127,37 +130,39 @@ class LinearRun:
     def tile(self) -> int:
         return self._walk.steps[self._index][0]
 
-    def step(self, arrived: np.ndarray, ready: int = NEVER) -> LinearCycles:
-        """``arrived`` (rows_wanted,): handshakes of these rows' last beats; ``ready``: cycle from which ``sums`` is accepted without a stall in this tile."""
-        offered = np.maximum(np.asarray(arrived, np.int64) + ARRIVAL_CYCLES, self._weights_start + 1) + 1
-        result = None
+    def step(self, arrived: np.ndarray, ready: ArrayLike = NEVER) -> LinearCycles:
+        """``arrived`` (…, rows_wanted): handshakes of these rows' last beats; ``ready`` (…): cycle from which ``sums`` is accepted without a stall in this
+        tile."""
+        arrived, ready = np.asarray(arrived, np.int64), np.asarray(ready, np.int64)
+        if self._exact is None and not self._in_time(self._ideal[self._index], arrived, ready):
+            self._exact = _Exact(self._timing.config, self._walk, self._start, self._before)
+            for index, (rows, sink) in enumerate(self._past):
+                self._exact.step(index, self._offered(rows), sink)
         if self._exact is None:
-            ideal = self._ideal[self._index].shifted(self._start)
-            if self._in_time(ideal, offered, ready):
-                result = ideal
-                self._past.append((offered, ready))
-            else:
-                self._exact = _Exact(self._timing.config, self._walk, self._start, self._weights_start, self._before)
-                for index, inputs in enumerate(self._past):
-                    self._exact.step(index, *inputs)
-        if result is None:
-            assert self._exact is not None
-            result = self._exact.step(self._index, offered, ready)
+            self._past.append((arrived, ready))
+            result = self._ideal[self._index].shifted(self._start)
+        else:
+            result = self._exact.step(self._index, self._offered(arrived), ready)
         self._index += 1
         self.finished = self._index == len(self._walk.steps)
         if self.finished:
-            self.done = int(result.sums[-1]) + 1
-            self.lateness = int(result.sums[-1]) - self._start - int(self._ideal[-1].sums[-1])
-            self.weights_free = int(result.freed[-1])  # the pulse of the last read and the idle walk are registers of the same edge
+            self.done = result.sums[..., -1] + 1
+            self.lateness = result.sums[..., -1] - self._start - self._ideal[-1].sums[-1]
+            self.weights_free = result.freed[..., -1]  # the pulse of the last read and the idle walk are registers of the same edge
             self._timing._state = _State(*(value + self._start for value in self._ideal_state)) if self._exact is None else self._exact.state
         return result
 
-    def _in_time(self, ideal: LinearCycles, offered: np.ndarray, ready: int) -> bool:
-        if len(ideal.sums) and ready > ideal.sums[0]:
+    def _offered(self, arrived: np.ndarray) -> np.ndarray:
+        """The first read finds the weight path's walk active."""
+        return np.maximum(arrived + ARRIVAL_CYCLES, (self._start + self._lead + 1)[..., None]) + 1
+
+    def _in_time(self, ideal: LinearCycles, arrived: np.ndarray, ready: np.ndarray) -> bool:
+        if len(ideal.sums) and (ready - self._start > ideal.sums[0]).any():
             return False
-        if self._walk.groups > 1:
-            return bool((offered <= ideal.rows[: len(offered)]).all())
-        return bool((offered <= ideal.freed).all()) and (self._index > 0 or self._before.row < ideal.freed[0])
+        if self._index == 0 and not (self._before.row - self._start < ideal.freed[0]).all():
+            return False
+        needed = ideal.freed if self._walk.groups == 1 else ideal.rows[: arrived.shape[-1]]
+        return bool((arrived - self._start[..., None] <= needed - (ARRIVAL_CYCLES + 1)).all())
 
 
 class LinearTiming:
@@ -173,35 +178,39 @@ class LinearTiming:
                 f"ring_rows must be at least {config.tile_rows}, the rows of a tile of {config.max_tile_columns} columns, not {weights.ring_rows}"
             )
         self.config, self.weights = config, weights
-        self._state = _State(NEVER, NEVER, NEVER, NEVER)
+        self.rest()
         self._schedules: dict[tuple[LinearInstruction, int], tuple[_Walk, list[LinearCycles], _State]] = {}
+
+    def rest(self) -> None:
+        """What was before is long past: the next instruction may have other leading axes."""
+        self._state = REST
 
     def _schedule(self, instruction: LinearInstruction, lead: int) -> tuple[_Walk, list[LinearCycles], _State]:
         """Steps from cycle 0 with all rows and sinks in time; ``lead``: start of the weight path."""
         key = instruction, lead
         if key not in self._schedules:
             walk = _Walk(self.config, self.weights.ring_rows, instruction)
-            exact = _Exact(self.config, walk, 0, lead, _State(NEVER, NEVER, NEVER, NEVER))
-            steps = [exact.step(i, np.full(rows * count, lead + 2), NEVER) for i, (_, rows, _, count) in enumerate(walk.steps)]
+            exact = _Exact(self.config, walk, np.array(0), REST)
+            steps = [exact.step(i, np.full(rows * count, lead + 2), REST.left) for i, (_, rows, _, count) in enumerate(walk.steps)]
             self._schedules[key] = walk, steps, exact.state
         return self._schedules[key]
 
-    def begin(self, instruction: LinearInstruction, start: int, weights_start: int | None = None) -> LinearRun:
-        """An instruction that LINEAR takes in cycle ``start`` and the weight path in ``weights_start`` (the same where absent)."""
-        return LinearRun(self, instruction, start, start if weights_start is None else weights_start)
+    def begin(self, instruction: LinearInstruction, start: ArrayLike, lead: int = 0) -> LinearRun:
+        """An instruction that LINEAR takes in cycle ``start`` (…) and the weight path ``lead`` cycles later (or, where negative, earlier)."""
+        return LinearRun(self, instruction, np.asarray(start, np.int64), lead)
 
     def instruction(
-        self, instruction: LinearInstruction, start: int, arrived: np.ndarray | None = None, ready: np.ndarray | int = NEVER, weights_start: int | None = None
+        self, instruction: LinearInstruction, start: int, arrived: np.ndarray | None = None, ready: np.ndarray | int = NEVER
     ) -> tuple[LinearCycles, int]:
         """(cycles, done) of a whole instruction; ``arrived`` per row of the matrix (None: in time), ``ready`` for all tiles or per tile."""
-        run = self.begin(instruction, start, weights_start)
+        run = self.begin(instruction, start)
         steps, first = [], 0
         while not run.finished:
             count, tile = run.rows_wanted, run.tile
             given = np.full(count, NEVER) if arrived is None else arrived[first : first + count]
             steps.append(run.step(given, int(ready if np.ndim(ready) == 0 else np.asarray(ready)[tile])))
             first += count
-        return LinearCycles(*(np.concatenate([step[i] for step in steps]) for i in range(3))), run.done
+        return LinearCycles(*(np.concatenate([step[i] for step in steps]) for i in range(3))), int(run.done)
 
 
 def utilisation(config: TlmmConfig, instruction: LinearInstruction, k: int, cycles: int) -> float:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handshake cycles of every port of a loader under any stimulus, a step per beat: what its bench holds the RTL against.
 
-The times are those of ``lutra.hls_models.ternary.loader``; its ``LoaderTiming`` is the fast form for the core.
+The times are those of ``lutra.hls_models.ternary.loader``; ``loader_timing`` has the fast form for the core.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,8 @@ instruction. Each constant is the register named:
 - rows of build j: x = max(offered, x of the row before + 1, B[j] + E), in the last k-block also d + 1 with d the last read of the drain bank before.
 - sums are stored at w = x + ``sum_latency`` and, if last, read at w + 1 for the first lane, offered to the gearbox at w + 2 (``Gearbox`` has its recurrence).
 - done is offered one cycle after the last sum, the next instruction taken one cycle after done.
+
+Arrays of cycles have shape (…, beats): the leading axes, absent here and there, are passes that do the same at different times.
 """
 
 from functools import lru_cache
@@ -16,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lutra.hls_models.streams import Ready, handshakes
+from lutra.hls_models.streams import Ready
 from lutra.hls_models.ternary.tlmm import LOAD_AHEAD, TlmmConfig
 from lutra.hls_models.ternary.trits import tiles_of
 from lutra.hls_models.ternary.weights import LinearInstruction
@@ -28,8 +30,10 @@ NEVER = -(1 << 60)
 
 
 class _Pattern(NamedTuple):
-    """How one group's rows become beats: beats before input i, the input that completes beat b, cycles that inputs before i take at least."""
+    """How one group's rows become beats: the row behind each input, beats before input i, the input that completes beat b, cycles that inputs before i take
+    at least."""
 
+    row: np.ndarray
     before: np.ndarray
     completes: np.ndarray
     offset: np.ndarray
@@ -43,7 +47,7 @@ def _pattern(columns: int, vector_lanes: int, tile: int, lanes: int) -> _Pattern
     total = (np.arange(lanes)[:, None] * padded + items).reshape(-1)
     before = np.concatenate([[0], total[:-1]]) // vector_lanes
     completes = np.searchsorted(total, np.arange(1, total[-1] // vector_lanes + 1) * vector_lanes)
-    return _Pattern(before, completes, np.cumsum(np.maximum(np.diff(before, prepend=-1), 1)) - 1)
+    return _Pattern(np.tile(np.arange(rows), lanes), before, completes, np.cumsum(np.maximum(np.diff(before, prepend=-1), 1)) - 1)
 
 
 class Drain:
@@ -51,59 +55,88 @@ class Drain:
 
     def __init__(self, config: TlmmConfig) -> None:
         self.config = config
-        self.taken = self.left = self.read = NEVER  # last gearbox input, last beat, last read of the bank
+        self.taken = self.left = self.read = np.array(NEVER)  # last gearbox input, last beat, last read of the bank
 
     def traced(self, written: np.ndarray, tile: int, lanes: int, ready: Ready) -> list[int]:
-        """Beats of a group whose rows were stored at ``written``, into a sink with a ready trace; one step per beat."""
+        """Beats of a group whose rows were stored at ``written`` (rows,), into a sink with a ready trace; one step per beat."""
         pattern = _pattern(self.config.columns, self.config.vector_lanes, tile, lanes)
-        stored, first = written.tolist() * lanes, self.left
+        stored, read, taken, left = written.tolist() * lanes, int(self.read), int(self.taken), int(self.left)
         beats: list[int] = []
         for i, before in enumerate(pattern.before.tolist()):
-            self.read = max(stored[i] + 1, self.taken)
-            self.taken = max(stored[i] + 2, self.taken + 1, beats[before - 1] if before else first)
+            read = max(stored[i] + 1, taken)
+            taken = max(stored[i] + 2, taken + 1, beats[before - 1] if before else int(self.left))
             while len(beats) < len(pattern.completes) and pattern.completes[len(beats)] == i:
-                self.left = int(ready.next_ready(max(self.taken + 1, self.left + 1, 0)))
-                beats.append(self.left)
+                left = int(ready.next_ready(max(taken + 1, left + 1, 0)))
+                beats.append(left)
+        self.read, self.taken, self.left = np.array(read), np.array(taken), np.array(left)
         return beats
 
-    def steady(self, written: np.ndarray, tile: int, lanes: int, ready: int) -> np.ndarray:
-        """As ``traced``, into a sink that is ready from cycle ``ready`` on; vectorised."""
-        before, completes, offset = _pattern(self.config.columns, self.config.vector_lanes, tile, lanes)
-        stored = np.tile(written, lanes) if lanes > 1 else written
+    def steady(self, written: np.ndarray, tile: int, lanes: int, ready: np.ndarray) -> np.ndarray:
+        """As ``traced``, into a sink that is ready from cycle ``ready`` (…) on; vectorised."""
+        row, before, completes, offset = _pattern(self.config.columns, self.config.vector_lanes, tile, lanes)
+        stored = written[..., row] if lanes > 1 else written
         beat = np.arange(len(completes))
-        first = max(ready, self.left + 1)
+        first = np.maximum(ready, self.left + 1)[..., None]
         # An input is taken when the beats before it have left: one per cycle from ``first`` on, and as many as the input before completed.
-        taken = np.maximum(stored + 2, np.where(before > 0, first + before - 1, self.left))
-        taken = np.maximum.accumulate(np.maximum(taken, self.taken + 1) - offset) + offset
-        beats = np.maximum.accumulate(np.maximum(taken[completes] + 1, first) - beat) + beat
-        self.read = max(int(stored[-1]) + 1, int(taken[-2]) if len(taken) > 1 else self.taken)
-        self.taken, self.left = int(taken[-1]), int(beats[-1])
+        taken = np.maximum(stored + 2, np.where(before > 0, first + (before - 1), self.left[..., None]))
+        taken = np.maximum.accumulate(np.maximum(taken, self.taken[..., None] + 1) - offset, axis=-1) + offset
+        beats = np.maximum.accumulate(np.maximum(taken[..., completes] + 1, first) - beat, axis=-1) + beat
+        self.read = np.maximum(stored[..., -1] + 1, taken[..., -2] if len(row) > 1 else self.taken)
+        self.taken, self.left = taken[..., -1], beats[..., -1]
         return beats
+
+
+@lru_cache(maxsize=1024)
+def _responses(entries: int, rows: int, lanes: int, blocks: int) -> np.ndarray:
+    """What each cause alone, at cycle 0, makes of the builds of a group: (4 + blocks, blocks + 1) cycles, x of each first row and the last B.
+
+    The causes: B of the build before, last row of the one before that and of that one, the bank's first free cycle, and per build when its rows would start
+    for the latest of them to be in time. All is sums and maxima, so that causes together make the latest of what each makes alone.
+    """
+    alone = np.full((4 + blocks, 4 + blocks), NEVER)
+    np.fill_diagonal(alone, 0)
+    build, before, row, free, *late = alone
+    firsts = []
+    for block in range(blocks):
+        build = np.maximum(build + entries + lanes + 2 - LOAD_AHEAD, before + 1)
+        firsts.append(np.maximum(build + entries, row + 1))
+        if block == blocks - 1:
+            firsts[-1] = np.maximum(firsts[-1], free)
+        before, row = row, np.maximum(firsts[-1], late[block]) + rows - 1
+    return np.stack([*firsts, build], axis=-1)
 
 
 class Lookups:
-    """Builds and rows of one instruction, build after build."""
+    """Builds and rows of one instruction taken at ``start``; ``row``: handshake of the last row before it."""
 
-    def __init__(self, config: TlmmConfig, start: int, row: int) -> None:
-        self.config, self.start = config, start
-        self.row = row  # handshake of the last row
-        self.build = NEVER
-        self.last = [NEVER, NEVER]  # last rows of the two builds before
+    BLOCKS = 32  # builds computed together
 
-    def sweep(self, offered: np.ndarray | None, rows: int, lanes: int, bank_free: int) -> np.ndarray:
-        """Handshakes of the next build's rows, offered from ``offered`` on (None: at once); ``bank_free``: first cycle of a row of the last k-block."""
-        entries = self.config.entries
-        if self.build == NEVER:
-            self.build = self.start + lanes + 3
+    def __init__(self, config: TlmmConfig, start: np.ndarray, row: np.ndarray) -> None:
+        self.config = config
+        self.row, self.before = row, np.array(NEVER)  # last rows of the build before and of the one before that
+        self.build = start + LOAD_AHEAD + 1 - config.entries  # as if there were one before the first
+
+    def sweep(self, offered: np.ndarray | None, blocks: int, rows: int, lanes: int, bank_free: np.ndarray) -> np.ndarray:
+        """Handshakes (…, blocks * rows) of the rows of a group's next builds, offered from ``offered`` on (None: at once).
+
+        ``bank_free``: first cycle of a row of the last build (NEVER where it is not the group's last k-block).
+        """
+        if blocks > self.BLOCKS:
+            split = self.BLOCKS * rows
+            first = self.sweep(None if offered is None else offered[..., :split], self.BLOCKS, rows, lanes, np.array(NEVER))
+            rest = self.sweep(None if offered is None else offered[..., split:], blocks - self.BLOCKS, rows, lanes, bank_free)
+            return np.concatenate([first, rest], axis=-1)
+        responses, index = _responses(self.config.entries, rows, lanes, blocks), np.arange(rows)
+        causes = np.stack(np.broadcast_arrays(self.build, self.before, self.row, bank_free), axis=-1)
+        if offered is None:
+            found = (causes[..., None] + responses[:4]).max(axis=-2)
+            taken = found[..., :-1, None] + index
         else:
-            self.build = max(self.build + entries + lanes + 2 - LOAD_AHEAD, self.last[0] + 1)
-        first = max(self.build + entries, bank_free, self.row + 1)
-        index = np.arange(first, first + rows)
-        if offered is not None and (offered > index).any():
-            index = handshakes(offered, start=first)
-        self.row = int(index[-1])
-        self.last = [self.last[1], self.row]
-        return index
+            starts = np.maximum.accumulate(offered.reshape(*offered.shape[:-1], blocks, rows) - index, axis=-1)
+            found = (np.concatenate([causes, starts[..., -1]], axis=-1)[..., None] + responses).max(axis=-2)
+            taken = np.maximum(found[..., :-1, None], starts) + index
+        self.build, self.before, self.row = found[..., -1], taken[..., -2, -1] if blocks > 1 else self.row, taken[..., -1, -1]
+        return taken.reshape(*taken.shape[:-2], -1)
 
 
 class TlmmCycles(NamedTuple):
@@ -144,19 +177,17 @@ def cycles(
     rows: list[np.ndarray] = []
     sums: list[int] = []
     done: list[int] = []
-    position, row = 0, NEVER
+    position, row = 0, np.array(NEVER)
     for instruction, earliest in zip(instructions, instr_not_before, strict=True):
         instr.append(max(int(earliest), done[-1] + 1 if done else 0))
-        lookups = Lookups(config, instr[-1], row)
+        lookups = Lookups(config, np.array(instr[-1]), row)
         for tile in tiles_of(instruction.columns, instruction.tile_columns):
             count = -(-tile // config.columns)
             for token in range(0, instruction.tokens, config.lanes):
-                lanes = min(config.lanes, instruction.tokens - token)
-                for kb in range(instruction.k_blocks):
-                    last = kb == instruction.k_blocks - 1
-                    rows.append(lookups.sweep(rows_not_before[position : position + count], count, lanes, drain.read + 1 if last else NEVER))
-                    position += count
-                sums += drain.traced(rows[-1] + config.sum_latency, tile, lanes, sums_ready)
+                lanes, total = min(config.lanes, instruction.tokens - token), instruction.k_blocks * count
+                rows.append(lookups.sweep(rows_not_before[position : position + total], instruction.k_blocks, count, lanes, drain.read + 1))
+                position += total
+                sums += drain.traced(rows[-1][-count:] + config.sum_latency, tile, lanes, sums_ready)
         row = lookups.row
         done.append(int(done_ready.next_ready(sums[-1] + 1)))
     codes = codes_handshakes(config, codes_not_before, codes_last)

@@ -14,9 +14,13 @@ With instr taken at i (all other names: handshake cycles, or cycles in which a s
     group g taken         p[g] = max(d[g] + division, last beat of group g-1 read)
     code beats read       from p[g] + 1, one per clock, at most OUTPUT_DEPTH not yet accepted; offered latencies.code later
     done                  from the last code + 1; instr of the next: max(done + 1, scaler idle) + 1
+
+Arrays of cycles have shape (…, beats), single cycles (…): the leading axes, where there are any, are passes that make the same instructions at different
+times.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +32,7 @@ from lutra.hls_models.streams import Ready, handshakes
 from lutra.hls_models.ternary.isa import Destination, Operation, Source
 from lutra.hls_models.ternary.vector import OUTPUT_DEPTH, VectorConfig
 
-__all__ = ["PORTS", "SOURCE_PORTS", "VectorJob", "VectorLatencies", "VectorTimes", "VectorTiming"]
+__all__ = ["PORTS", "SOURCE_PORTS", "Requantised", "VectorJob", "VectorLatencies", "VectorTimes", "VectorTiming"]
 
 Cycles = NDArray[np.int64]
 
@@ -63,13 +67,13 @@ class VectorLatencies:
 class VectorTimes(NamedTuple):
     """Handshake cycles of one instruction; ``idle`` is the first cycle in which the next may be taken."""
 
-    instr: int
+    instr: Cycles
     source: Cycles
     params_freed: Cycles
     rope_freed: Cycles
     codes: Cycles
-    done: int
-    idle: int
+    done: Cycles
+    idle: Cycles
 
 
 class VectorJob(NamedTuple):
@@ -87,6 +91,32 @@ class Taken(NamedTuple):
     params_free: Cycles
 
 
+class Requantised(NamedTuple):
+    """Handshakes of the codes (beats,), and the first cycle in which the scaler is idle, counted from the last z."""
+
+    codes: Cycles
+    idle: int
+
+
+class _Walk(NamedTuple):
+    """What an instruction's beats are, whatever their times: clocks from the first beat to each at least, beats that end a tile in the order of gains,
+    beats of z that free gains."""
+
+    place: Cycles
+    tile: int
+    ends: Cycles
+    last_token: Cycles
+
+
+@lru_cache(maxsize=256)
+def _walk(row_beats: int, tile_beats: int, tokens: int, gated: int) -> _Walk:
+    index = np.arange(tokens * row_beats)
+    tiles = -(-row_beats // tile_beats)
+    ends = np.minimum(tile_beats * np.arange(1, tiles + 1), row_beats) >> gated
+    # One clock per beat, one more between tiles.
+    return _Walk(index + index // (tile_beats * tokens), tile_beats * tokens, ends, _last_token(row_beats >> gated, tile_beats >> gated, tokens))
+
+
 class VectorTiming:
     """Cycle model of the unit. The sinks of ``params_freed`` and ``rope_freed`` must always be ready."""
 
@@ -98,33 +128,37 @@ class VectorTiming:
         self,
         fields: dict[str, int],
         tokens: int,
-        start: int,
+        start: ArrayLike,
         *,
         params: ArrayLike,
         source: ArrayLike = 0,
         rope: ArrayLike = (),
-        codes_ready: Ready | None = None,
+        requantised: Requantised | None = None,
         done_ready: Ready | None = None,
     ) -> VectorTimes:
-        """Times of an instruction taken at ``start``.
+        """Times of an instruction taken at ``start`` (…).
 
         Parameters
         ----------
         params, rope
-            Handshake cycles of this instruction's rows: header, gains of tile after tile; rows of ROPE.
+            Handshake cycles (…, rows) of this instruction's rows: header, gains of tile after tile; rows of ROPE.
         source
-            Earliest cycles of the source's beats (beats,), or one for all: a beat is offered from then on, and after the one before it.
-        codes_ready, done_ready
-            Sinks; always ready where absent.
+            Earliest cycles of the source's beats (…, beats), or one for all: a beat is offered from then on, and after the one before it.
+        requantised
+            What ``requantise`` makes of the instruction and its sink; that of a sink which is always ready where absent.
+        done_ready
+            Sink; always ready where absent.
         """
         taken = self.take(fields, tokens, start, params=params, source=source, rope=rope)
-        last_z = int(taken.z[-1])
-        codes, idle = self._requantise(fields, tokens, last_z, codes_ready)
-        done = int(codes[-1]) + 1
+        last_z = taken.z[..., -1]
+        after = requantised or self.requantise(fields, tokens)
+        codes = last_z[..., None] + after.codes
+        done = codes[..., -1] + 1
         if done_ready is not None:
-            done = int(done_ready.next_ready(done))
-        rope_freed = np.arange(last_z + 1, last_z + 1 + self.rope_rows(fields, tokens))
-        return VectorTimes(start, taken.source, taken.params_free + 1, rope_freed, codes, done, max(done + 1, idle) + 1)
+            done = done_ready.next_ready(done)
+        rope_freed = last_z[..., None] + np.arange(1, self.rope_rows(fields, tokens) + 1)
+        idle = np.maximum(done + 1, last_z + after.idle) + 1
+        return VectorTimes(np.asarray(start), taken.source, taken.params_free + 1, rope_freed, codes, done, idle)
 
     def params_rows(self, fields: dict[str, int]) -> int:
         """Rows of ``params`` that an instruction takes."""
@@ -135,58 +169,58 @@ class VectorTiming:
         """Rows of ``rope`` that an instruction takes."""
         return tokens * self.config.head_dim // self.config.lanes if fields["operation"] == Operation.ROPE else 0
 
-    def opens(self, fields: dict[str, int], start: int, *, params: ArrayLike, rope: ArrayLike = ()) -> tuple[Cycles, Cycles]:
+    def _beats(self, fields: dict[str, int], tokens: int) -> _Walk:
+        row_beats = fields["columns"] // self.config.lanes
+        return _walk(row_beats, min(fields["tile_columns"] // self.config.lanes, row_beats), tokens, int(fields["operation"] == Operation.GATE))
+
+    def opens(self, fields: dict[str, int], start: ArrayLike, *, params: ArrayLike, rope: ArrayLike = ()) -> tuple[Cycles, Cycles]:
         """(cycles in which the header's rows are popped, cycles in which the tiles open but for the tile before)."""
-        config = self.config
-        rows = np.asarray(params, np.int64)
-        two = 2 * np.arange(config.header_rows)
-        popped = two + np.maximum.accumulate(np.maximum(rows[: len(two)], start) + 1 - two)
-        row_beats = fields["columns"] // config.lanes
-        tile_beats = min(fields["tile_columns"] // config.lanes, row_beats)
-        opened = np.full(-(-row_beats // tile_beats), int(popped[-1]) + 2, np.int64)
-        if fields["norm"]:
-            ends = np.minimum(tile_beats * np.arange(1, len(opened) + 1), row_beats) >> int(fields["operation"] == Operation.GATE)
-            opened = np.maximum(opened, rows[len(two) + ends - 1] + 1)
+        rows, ends = np.asarray(params, np.int64), self._beats(fields, 1).ends
+        two = np.arange(0, 2 * self.config.header_rows, 2)
+        popped = np.maximum(rows[..., : len(two)], np.asarray(start)[..., None]) + 1
+        popped = np.maximum.accumulate(popped - two, axis=-1) + two
+        header = popped[..., -1:] + 2
+        opened = np.maximum(header, rows[..., len(two) - 1 + ends] + 1) if fields["norm"] else np.repeat(header, len(ends), axis=-1)
         if fields["operation"] == Operation.ROPE:
-            opened[0] = max(opened[0], int(np.asarray(rope, np.int64)[-1]) + 1)
+            opened[..., 0] = np.maximum(opened[..., 0], np.asarray(rope, np.int64)[..., -1] + 1)
         return popped, opened
 
-    def take(self, fields: dict[str, int], tokens: int, start: int, *, params: ArrayLike, source: ArrayLike = 0, rope: ArrayLike = ()) -> Taken:
+    def take(self, fields: dict[str, int], tokens: int, start: ArrayLike, *, params: ArrayLike, source: ArrayLike = 0, rope: ArrayLike = ()) -> Taken:
         """The first half of ``instruction``: up to z."""
-        lat, v = self.latencies, self.config.lanes
-        gated = int(fields["operation"] == Operation.GATE)
+        lat, walk = self.latencies, self._beats(fields, tokens)
+        gated = fields["operation"] == Operation.GATE
         popped, opened = self.opens(fields, start, params=params, rope=rope)
-        row_beats = fields["columns"] // v
-        tile_beats = min(fields["tile_columns"] // v, row_beats)
 
-        # One clock per beat, one more between tiles: without these the handshakes are a running maximum.
-        index = np.arange(tokens * row_beats)
-        place = index + index // (tile_beats * tokens)
-        earliest = np.array(np.broadcast_to(np.asarray(source, np.int64), index.shape))
-        first = slice(None, None, tile_beats * tokens)
-        earliest[first] = np.maximum(earliest[first], opened + 1)
-        beats = place + np.maximum.accumulate(earliest - place)
+        # Without the clocks that beats and tiles take at least the handshakes are a running maximum.
+        earliest = np.asarray(source, np.int64) - walk.place
+        earliest = earliest if earliest.ndim >= opened.ndim else np.broadcast_to(earliest, (*opened.shape[:-1], len(walk.place))).copy()
+        earliest[..., :: walk.tile] = np.maximum(earliest[..., :: walk.tile], opened + 1 - walk.place[:: walk.tile])
+        beats = np.maximum.accumulate(earliest, axis=-1) + walk.place
 
-        z = beats[1::2] if gated else beats
+        z = beats[..., 1::2] if gated else beats
         z = z + (lat.values if fields["source"] == Source.VALUES else lat.sums) + (lat.gate if gated else lat.operate)
-        free = popped
-        if fields["norm"]:
-            free = np.concatenate([popped, z[_last_token(row_beats >> gated, tile_beats >> gated, tokens)]])
+        free = np.concatenate([popped, z[..., walk.last_token]], axis=-1) if fields["norm"] else popped
         return Taken(beats, z, free)
 
-    def _requantise(self, fields: dict[str, int], tokens: int, last_z: int, ready: Ready | None) -> tuple[Cycles, int]:
-        """Handshakes of ``codes``, and the first cycle in which the scaler is idle."""
+    def requantise(self, fields: dict[str, int], tokens: int, *, spans: Cycles | None = None, ready: Ready | None = None) -> Requantised:
+        """The second half of ``instruction``: from the last z on.
+
+        Parameters
+        ----------
+        spans
+            Clocks (beats,) from a code's handshake until the sink takes the next; one where absent.
+        ready
+            Sink of the codes by clocks from the last z on; always ready where absent.
+        """
         lat, norm = self.latencies, bool(fields["norm"])
         before_codes = norm and fields["destination"] == Destination.HEAD
         results = fields["columns"] >> (fields["operation"] == Operation.GATE)
         groups = tokens * (results // fields["group_columns"])
-        per_group = fields["group_columns"] // self.config.lanes
-        divide = last_z + lat.gain + lat.levels + 1 + lat.load
-        variance = last_z + lat.summed + 1 + lat.reduce
+        divide = lat.gain + lat.levels + 1 + lat.load
+        variance = lat.summed + 1 + lat.reduce
         root = 2 * lat.division + 2 + lat.scale  # from ROOT to PUSH: two divisions with a clock after each, the product
 
-        codes: list[Cycles] = []
-        reads = _Reads(lat.code, ready)
+        reads = _Reads(lat.code, fields["group_columns"] // self.config.lanes, spans, ready)
         taken: list[int] = []
         free = 0  # cycle from which the next group is taken
         for group in range(groups):
@@ -198,7 +232,7 @@ class VectorTiming:
                 variance = begun + 1 + lat.reduce
                 at = begun + root
             taken.append(max(at, free))
-            free = reads.read(taken[-1] + 1, per_group, codes)
+            free = reads.group(taken[-1] + 1)
             divide = (taken[-1] if before_codes else divide) + 1 + lat.load
         idle = taken[-1] + 1
         if norm and not before_codes:
@@ -206,7 +240,7 @@ class VectorTiming:
                 begun = max(idle, variance)
                 variance = begun + 1 + lat.reduce
                 idle = begun + root + 1
-        return np.concatenate(codes), idle
+        return Requantised(np.array(reads.codes, np.int64), idle)
 
     def run(self, jobs: Sequence[VectorJob], not_before: Mapping[str, ArrayLike], ready: Mapping[str, Ready] | None = None) -> dict[str, Cycles]:
         """Handshake cycles of every port for jobs from reset on.
@@ -237,13 +271,13 @@ class VectorTiming:
             freed: Cycles = np.zeros(0, np.int64)
             while True:
                 rows = handshakes(params_free.limit(mine["params"], freed), start=params + 1)
-                freed_before, freed = freed, self.take(job.fields, job.tokens, start, params=rows, source=mine[port], rope=turns).params_free
+                taken = self.take(job.fields, job.tokens, start, params=rows, source=mine[port], rope=turns)
+                freed_before, freed = freed, taken.params_free
                 if np.array_equal(freed, freed_before):
                     break
-            times = self.instruction(
-                job.fields, job.tokens, start, params=rows, source=mine[port], rope=turns, codes_ready=sinks.get("codes"), done_ready=sinks.get("done")
-            )
-            params, idle = int(rows[-1]), times.idle
+            after = self.requantise(job.fields, job.tokens, ready=Ready(sinks["codes"].trace[int(taken.z[-1]) :]) if "codes" in sinks else None)
+            times = self.instruction(job.fields, job.tokens, start, params=rows, source=mine[port], rope=turns, requantised=after, done_ready=sinks.get("done"))
+            params, idle = int(rows[-1]), int(times.idle)
             params_free.add(freed)
             if len(turns):
                 rope = int(turns[-1])
@@ -281,23 +315,25 @@ class _Backlog:
 
 
 class _Reads:
-    """Reads of the U buffer, limited by the places of the output queue."""
+    """Reads of the U buffer, limited by the places of the output queue; ``codes``: handshakes so far."""
 
-    def __init__(self, latency: int, ready: Ready | None) -> None:
-        self.latency = latency
-        self.ready = ready
+    def __init__(self, latency: int, count: int, spans: Cycles | None, ready: Ready | None) -> None:
+        self.latency, self.count, self.ready = latency, count, ready
+        self.spans = None if spans is None else spans.tolist()
         self.read_at = -1
-        self.left: list[int] = []  # handshakes so far, where the sink may stall
+        self.codes: list[int] = []
 
-    def read(self, start: int, count: int, codes: list[Cycles]) -> int:
-        """Reads ``count`` beats from ``start`` on, appends their handshakes to ``codes`` and returns the cycle of the last read."""
-        if self.ready is None:  # places are free again before they are missed
-            codes.append(np.arange(start + self.latency, start + self.latency + count))
-            return start + count - 1
-        for _ in range(count):
+    def group(self, start: int) -> int:
+        """Reads a group's beats from ``start`` on; returns the cycle of the last read."""
+        if self.ready is None and self.spans is None:  # places are free again before they are missed
+            self.codes += range(start + self.latency, start + self.latency + self.count)
+            return start + self.count - 1
+        for _ in range(self.count):
             self.read_at = max(start, self.read_at + 1)
-            if len(self.left) >= OUTPUT_DEPTH:
-                self.read_at = max(self.read_at, self.left[-OUTPUT_DEPTH] + 1)
-            self.left.append(int(self.ready.next_ready(max(self.read_at + self.latency, self.left[-1] + 1 if self.left else 0))))
-        codes.append(np.array(self.left[-count:], np.int64))
+            if len(self.codes) >= OUTPUT_DEPTH:
+                self.read_at = max(self.read_at, self.codes[-OUTPUT_DEPTH] + 1)
+            offered = self.read_at + self.latency
+            if self.codes:
+                offered = max(offered, self.codes[-1] + (self.spans[len(self.codes) - 1] if self.spans else 1))
+            self.codes.append(offered if self.ready is None else int(self.ready.next_ready(offered)))
         return self.read_at
