@@ -88,7 +88,7 @@ class TraceResult:
     accesses: int
     hits: int
     channels: int
-    """channels that had a command"""
+    """channels that had a command of the trace"""
     clock_ns: float
 
     @property
@@ -189,7 +189,7 @@ class _Host:
     def _result(self, cycles: int) -> TraceResult:
         totals = [sum(channel.counts[kind] * channel.members.bit_count() for channel in self.channels) for kind in range(KINDS)]
         accesses, hits = (sum(getattr(channel, name) * channel.members.bit_count() for channel in self.channels) for name in ("accesses", "hits"))
-        used = sum(channel.members.bit_count() for channel in self.channels if any(channel.counts))
+        used = sum(channel.members.bit_count() for channel in self.channels if any(channel.counts[:REF]) or any(channel.counts[REF + 1 :]))
         named = {Command(kind).name: number for kind, number in enumerate(totals) if number}
         return TraceResult(cycles, named, accesses, hits, used, self.timing.clock_ns)
 
@@ -285,7 +285,7 @@ class _Channel:
     def tick(self, clock: int) -> int:
         """One cycle: an answer, a command; returns the answers that the host waits for (0 or 1)."""
         done = self._answer(clock)
-        self.wake = 1 << 60
+        self.wake = self.due if self.due > clock else 1 << 60
         changed = self._command(clock)
         if self.answers:
             ready, opcode = self.answers[0]
