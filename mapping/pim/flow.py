@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.instructions import Add, Kind, Scale, Work
-from lutra.hls_models.pim.program import Instruction, Macro, MacroKind, Program, Receive, Statistic, Vector
+from lutra.hls_models.pim.program import Instruction, Macro, MacroKind, Program, Scalar, Statistic
 
 __all__ = ["Flow", "Step"]
 
@@ -116,21 +116,22 @@ def readout_beats(macros: Iterable[Macro]) -> int:
 def overlapped(instructions: Iterable[Instruction], config: PimConfig) -> list[Instruction]:
     """The instructions with ``drain`` off wherever one follows on the same path and touches nothing that is still in the pipeline."""
     made: list[Instruction] = []
+    known: dict[Instruction, tuple[Instruction, Instruction, Work]] = {}  # layers repeat their instructions
     before: Work | None = None
     written: list[tuple[int, int]] = []
     results: set[int] = set()
     for instruction in instructions:
-        if isinstance(instruction, Receive | Vector):
-            loose = replace(instruction, drain=False)
-            work = Work.of(loose, config)
-            if work.follows(before) and not _touches(work, config, written, results):
-                made.append(loose)
-            else:
-                made.append(replace(instruction, drain=True))
-                written, results = [], set()
+        forms = known.get(instruction)
+        if forms is None:
+            loose = strict = instruction
+            if not isinstance(instruction, Scalar):
+                loose, strict = replace(instruction, drain=False), replace(instruction, drain=True)
+            forms = known[instruction] = (loose, strict, Work.of(loose, config))
+        loose, strict, work = forms
+        if work.follows(before) and not _touches(work, config, written, results):
+            made.append(loose)
         else:
-            work = Work.of(instruction, config)
-            made.append(instruction)
+            made.append(strict)
             written, results = [], set()
         before = work
         if work.store:
