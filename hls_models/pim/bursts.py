@@ -47,7 +47,12 @@ class Repetition:
 
 
 class BurstChannel(ChannelModel):
-    """A channel with the cycles of ``ChannelModel``, in closed form; the same parameters, methods and attributes."""
+    """A channel with the cycles of ``ChannelModel``, in closed form; the same parameters, methods and attributes.
+
+    Attributes
+    ----------
+    repetitions : how many were jumped over
+    """
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class BurstChannel(ChannelModel):
         self._runs: dict[int, tuple[int, int]] = {}  # entry of the log -> (number, gap)
         self._repeats: list[tuple[int, ...]] = []  # (place in the log, first, last, times, cycle, period, row, rows)
         self._checked: int | None = None
+        self.repetitions = 0
 
     # ---- runs ----
 
@@ -182,6 +188,7 @@ class BurstChannel(ChannelModel):
             self.counts[kind] += number * times
         for place, cycles in found.spent:
             self.spent[place] += cycles * times
+        self.repetitions += times
         shift = times * period
         self._last = [last + shift for last in self._last]  # those outside of it lie beyond every rule's reach before and after
         self._activates = [last + shift for last in self._activates]
