@@ -48,19 +48,18 @@ class CompanionPorts(wiring.Component):
         return m
 
 
-def configurations(lanes: int) -> list[PimConfig]:
-    """Channels x banks of 2 x 4, 1 x 16 and 3 x 8, each bank count at most ``lanes``, with small SRAMs and data queues."""
-    sizes = ((2, 4, 2048, 12, "minimax"), (1, 16, 4096, 16, "taylor"), (3, 8, 3072, 9, "minimax"))
+def configurations(sizes: tuple[tuple[int, int, int], ...]) -> list[PimConfig]:
+    """Channels, banks and lanes of each, with small SRAMs and data queues."""
     return [
         PimConfig(
-            name=f"{c}x{min(b, lanes)}",
-            channels=c,
-            banks=min(b, lanes),
+            name=f"{channels}x{banks}",
+            channels=channels,
+            banks=banks,
             lanes=lanes,
             columns=8,
-            companion=CompanionConfig(sram_bytes=size, data_depth=depth, functions=functions),
+            companion=CompanionConfig(sram_bytes=128 * lanes, data_depth=9 + 3 * i, functions=("minimax", "taylor")[i % 2]),
         )
-        for c, b, size, depth, functions in sizes
+        for i, (channels, banks, lanes) in enumerate(sizes)
     ]
 
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the companion chip must show for a program: every handshake, every write of the SRAM and of the scalars, with its cycle."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lutra.cosim.benches.head import Case
-from lutra.cosim.harness import Stimulus, to_words
+from lutra.cosim.harness import Bench, Recording, Stimulus, to_words
 from lutra.hls_models.pim.companion import MINUS_INFINITY, Companion, order
 from lutra.hls_models.pim.companion_cycles import CompanionTiming
 from lutra.hls_models.pim.config import LANE_BITS, PimConfig
@@ -14,7 +16,10 @@ from lutra.hls_models.pim.program import Instruction, Receive, Scalar, Statistic
 from lutra.hls_models.streams import pack
 from lutra.rtl.pim.companion_sram import address_bits
 
-__all__ = ["case"]
+__all__ = ["case", "play"]
+
+INSIDE = ("sram", "scalars")
+"""Boundaries inside, which a run does not wait for."""
 
 Words = NDArray[np.uint32]
 Cycles = NDArray[np.int64]
@@ -94,6 +99,18 @@ def _play(config: PimConfig, instructions: list[Instruction], offered: list[int]
             for sent in timing.send_times[c][len(released) :][: int(rng.integers(1, 9))]:
                 released.append(max(sent + int(rng.integers(1, slowness)), released[-1] + 1 if released else 0))
     return timing, arrivals
+
+
+def play(bench: Bench, cases: dict[str, Case], **options: Any) -> dict[str, dict[str, Recording]]:
+    """Runs the cases of the designs at once and returns what was recorded."""
+    ends = [int(cycles[-1]) for one in cases.values() for _, cycles in one.expected.values() if len(cycles)]
+    return bench.run(
+        stimuli={name: one.stimuli for name, one in cases.items()},
+        beats={name: {port: len(cycles) for port, (_, cycles) in one.expected.items() if port not in INSIDE} for name, one in cases.items()},
+        max_cycles=max(ends) + 1000,
+        drain=200,
+        **options,
+    )
 
 
 def case(config: PimConfig, instructions: list[Instruction], rng: np.random.Generator) -> Case:

@@ -17,7 +17,7 @@ from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.instructions import PARTIALS, SCALARS, Add, Kind, Scale, Unit, Work
 from lutra.hls_models.pim.program import Instruction, Receive, Scalar, ScalarOperation, Statistic, Vector
 
-__all__ = ["Companion", "check", "check_program", "order"]
+__all__ = ["MINUS_INFINITY", "Companion", "check", "check_program", "order", "partial_sums"]
 
 Bits = NDArray[np.uint32]
 Indices = NDArray[np.int64]
