@@ -82,9 +82,9 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
                 frees = handshakes(delivered + 1 + hold[load.target], start=last[load.target] + 1)
                 timing.free(load.target, frees)
                 last[load.target] = int(frees[-1])
-                rows = load.target == LoadTarget.WEIGHTS
-                got["read"].append(timing.row_beats(requests) if rows else requests)
-                got[name].append(timing.row_beats(delivered) if rows else delivered)
+                beats = np.arange(config.row_beats if load.target == LoadTarget.WEIGHTS else 1)
+                got["read"].append((requests[:, None] + 1 + beats).reshape(-1))
+                got[name].append((delivered[:, None] - beats[::-1]).reshape(-1))
         else:
 
             def accept(offered: np.ndarray, load: Load = load, name: str = name) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
                 return taken
 
             requests, delivered = timing.deliver(accept)
-            got["read"].append(requests)
+            got["read"].append(requests + 1)
             got[name].append(delivered)
     for name, parts in got.items():
         np.testing.assert_array_equal(np.concatenate([*parts, np.zeros(0, np.int64)]), expected[name], err_msg=name)

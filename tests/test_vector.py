@@ -232,13 +232,13 @@ def test_a_beat_per_clock() -> None:
     """With everything there, the source and the codes of a group flow without a hole; a clock stands between tiles."""
     timing = VectorTiming(TINY)
     fields = {**BASE, "tile_columns": 40, "norm": 1}
-    times = timing.instruction(fields, 2, 5, params=np.zeros(timing.params_rows(fields), np.int64))
+    times = timing.instruction(fields, 2, timing.opens(fields, 5, params=np.zeros(timing.params_rows(fields), np.int64)))
     np.testing.assert_array_equal(np.diff(times.source), [1 + (i % 20 == 0) for i in range(1, 80)])
     assert (np.diff(times.codes)[np.arange(79) % 40 != 39] == 1).all()
     assert times.source[0] == 5 + 2 * TINY.header_rows + 2
     assert times.done == times.codes[-1] + 1
     fields = {**BASE, "operation": Operation.ROPE, "destination": Destination.ATTEND, "group_columns": 32}
-    times = timing.instruction(fields, 8, 0, params=np.zeros(2, np.int64), rope=np.zeros(64, np.int64))
+    times = timing.instruction(fields, 8, timing.opens(fields, 0, params=np.zeros(2, np.int64), rope=np.zeros(64, np.int64)))
     np.testing.assert_array_equal(np.diff(times.codes), 1)  # four dividers keep up with heads of eight beats
 
 
@@ -254,10 +254,10 @@ def test_one_instruction_equals_a_run(rng: np.random.Generator) -> None:
         sinks = {name: Ready(rng.random(6000) < 0.6) for name in ("codes", "done")}
         early = {name: np.zeros(count, np.int64) for name, count in counts.items()}
         whole = timing.run([job], {"instr": np.array([500]), "values": source, **early}, sinks)
-        inputs: dict[str, Any] = {"source": source, "params": early["params"], "rope": early["rope"]}
-        last_z = int(timing.take(*job, 500, **inputs).z[-1])
+        opens = timing.opens(job.fields, 500, params=early["params"], rope=early["rope"])
+        last_z = int(timing.take(*job, opens, source).z[-1])
         after = timing.requantise(*job, ready=Ready(sinks["codes"].trace[last_z:]))
-        times = timing.instruction(*job, 500, **inputs, requantised=after, done_ready=sinks["done"])
+        times = timing.instruction(*job, opens, source=source, requantised=after, done_ready=sinks["done"])
         for name, cycles in {"values": times.source, "codes": times.codes, "params_freed": times.params_freed, "rope_freed": times.rope_freed}.items():
             np.testing.assert_array_equal(whole[name], cycles)
         assert whole["done"].tolist() == [times.done] and whole["instr"].tolist() == [500]

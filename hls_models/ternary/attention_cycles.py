@@ -165,6 +165,7 @@ class Schedule:
         self.config, self.memory, self.sink = config, memory, sink
         self.prefill = tokens != 1
         self.latencies = AttentionLatencies(config)
+        self.key_clocks, self.beats, self.score_depth, self.maximum_depth = config.key_clocks, config.head_beats, config.score_depth, config.maximum_depth
         self.divides = config.kv_format == "int8"  # 255 by the largest weight
         self.denominator = config.partials + config.partials.bit_length() * ADD
         ready = start + WALK
@@ -215,11 +216,11 @@ class Schedule:
         loaded.append(end)
 
     def _score(self, row: Row) -> None:
-        keys, clocks, places = row.keys, row.keys * self.config.key_clocks, self.config.maximum_depth
+        keys, clocks, places = row.keys, row.keys * self.key_clocks, self.maximum_depth
         take = max(self.next_score, self.loaded[0][-1] + 1)
         self.scored += keys
-        if self.scored > self.config.score_depth:
-            while self.freed[self.oldest_freed][0] < self.scored - self.config.score_depth:
+        if self.scored > self.score_depth:
+            while self.freed[self.oldest_freed][0] < self.scored - self.score_depth:
                 self.oldest_freed += 1
             take = max(take, self.freed[self.oldest_freed][1] + 1)
         if self.prefill or row.last:
@@ -231,7 +232,7 @@ class Schedule:
             self.released[0].append(take + clocks)
 
     def _attend(self, row: Row) -> None:
-        keys, beats, latencies = row.keys, self.config.head_beats, self.latencies
+        keys, beats, latencies = row.keys, self.beats, self.latencies
         take = max(self.next_softmax, self.loaded[1][-1] + 1, self.weights_end[-STORED_ITEMS] + 1, self.sums_end[-STORED_ITEMS] + 1)
         if self.prefill or row.first:
             take = max(take, self.maxima[len(self.popped)] + 1)
@@ -246,7 +247,7 @@ class Schedule:
         self.inverse = max(self.summed, self.inverse) + 1 + DIVSQRT
         self.sums_end.append(self.summed)
 
-        end = max(self.quotient + 1, self.next_product, self.outputs[-2] + 1) + keys * self.config.key_clocks
+        end = max(self.quotient + 1, self.next_product, self.outputs[-2] + 1) + keys * self.key_clocks
         self.next_product = end + 1
         self.weights_end.append(end)
         if row.tile_end:

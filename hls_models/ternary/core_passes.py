@@ -35,6 +35,7 @@ __all__ = ["PassBatch", "PassTimes", "Units"]
 
 Cycles = NDArray[np.int64]
 ID_LATENCY = 1  # token memory: request to id
+DONE = {unit: f"{unit.name.lower()}_done" for unit in Unit}  # boundaries
 UNITS: tuple[Unit, ...] = tuple(unit for unit in Unit if unit is not Unit.END)
 
 
@@ -80,21 +81,28 @@ class Units:
         self.linear = LinearTiming(spec.tlmm, spec.weights)
         self.vector = VectorTiming(spec.vector)
         self.attention = AttentionTiming(spec.attention, latency=2)
-        self.waits = [tuple(semaphore for semaphore in Semaphore if semaphore & one.wait) for one in program.instructions]
-        self.signals = [tuple(semaphore for semaphore in Semaphore if semaphore & one.signal) for one in program.instructions]
+        self.waits = [tuple(one.wait) for one in program.instructions]
+        self.signals = [tuple(one.signal) for one in program.instructions]
+        self.loads = {index: _load_of(one) for index, one in enumerate(program.instructions) if one.unit is Unit.LOADER}
         self._requantised: dict[tuple[int, ...], Requantised] = {}
 
     def requantised(self, fields: dict[str, int], tokens: int) -> Requantised:
         """VECTOR's codes behind the last z. LINEAR's activation buffer takes a clock more where a token's last codes fill one row and begin another."""
-        key = (tokens, *fields.values())
+        columns = fields["columns"] >> (fields["operation"] == Operation.GATE)
+        key = tokens, columns, fields["group_columns"], fields["norm"], fields["destination"]
         if key not in self._requantised:
             spans = None
             if fields["destination"] == Destination.LINEAR:
-                row = (fields["columns"] >> (fields["operation"] == Operation.GATE)) // self.spec.config.vector_lanes
+                row = columns // self.spec.config.vector_lanes
                 last = np.arange(1, tokens * row + 1) % row == 0
                 spans = np.diff(codes_handshakes(self.spec.tlmm, np.zeros(len(last), np.int64), last))
             self._requantised[key] = self.vector.requantise(fields, tokens, spans=spans)
         return self._requantised[key]
+
+
+def _load_of(instruction: Instruction) -> Load:
+    f = instruction.fields
+    return Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"])
 
 
 class PassBatch:
@@ -190,7 +198,7 @@ class PassBatch:
         self.worked[unit] = self.worked[unit] + worked
         for reason, clocks in stalls.items():
             self.stalls[unit, reason] = self.stalls.get((unit, reason), 0) + clocks
-        self._record(f"{unit.name.lower()}_done", done[:, None])
+        self._record(DONE[unit], done[:, None])
 
     def _record(self, name: str, cycles: Cycles | Sequence[Cycles]) -> None:
         if self.units.detail:
@@ -199,12 +207,11 @@ class PassBatch:
     # LOADER
 
     def _load(self, index: int, instruction: Instruction, granted: Cycles) -> None:
-        loader, f = self.loader, instruction.fields
-        load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], self.tokens)
+        loader, load = self.loader, self.units.loads[index]._replace(tokens=self.tokens)
         self._begun(index, loader.start(load, granted))
         self.loads.append(index)
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
-            _, rows = loader.advance()
+            rows = loader.advance().taken
             if loader.remaining:
                 raise ValueError(
                     f"instruction {index}: its rows wait for rows of a later instruction; params_rows and rope_rows must hold a whole instruction's"
@@ -218,8 +225,8 @@ class PassBatch:
 
     def _loaded(self) -> None:
         index = self.loads.popleft()
-        f = self.units.program.instructions[index].fields
-        self._ended(index, self.loader.done[-1], f["beats"] * (1 if f["mode"] == LoadMode.DIRECT else self.tokens), {})
+        load = self.units.loads[index]._replace(tokens=self.tokens)
+        self._ended(index, self.loader.done[-1], load.beats * load.repetitions, {})
 
     # LINEAR and VECTOR
 
@@ -238,10 +245,10 @@ class PassBatch:
         while not run.finished:
             wanted = run.rows_wanted
             while arrived.shape[-1] < wanted:
-                _, delivered = loader.advance()
+                delivered = loader.advance().taken
                 if not delivered.shape[-1]:
                     raise ValueError(f"instruction {index}: a step of LINEAR wants more rows than the ring can hold")
-                self._record("weights", loader.row_beats(delivered) if self.units.detail else delivered)
+                self._record_weights(delivered)
                 arrived = np.concatenate([arrived, delivered], axis=-1) if arrived.shape[-1] else delivered
             if run.tile != tile:
                 tile = run.tile
@@ -261,21 +268,25 @@ class PassBatch:
         self._record("sums", cycles)
         return cycles
 
+    def _record_weights(self, rows: Cycles) -> None:
+        if self.units.detail:
+            beats = rows[..., None] + np.arange(1 - self.spec.loader.row_beats, 1)
+            self._record("weights", beats.reshape(len(rows), -1))
+
     def _vector(self, index: int, instruction: Instruction, start: Cycles) -> None:
         units, f = self.units, instruction.fields
         self._begun(index, start)
-        params, rope = self.params.popleft(), self.rope
-        opened = units.vector.opens(f, start, params=params, rope=rope)[1] + 1  # the first beat follows by a clock
+        opens = units.vector.opens(f, start, params=self.params.popleft(), rope=self.rope)
+        opened = opens.tiles + 1  # the first beat follows by a clock
         if f["source"] == Source.SUMS:
             source = self._sums(opened)
         elif f["source"] == Source.VALUES:
             source = self._values(opened[:, 0])
         else:
-            _, source = self.loader.stream(opened[:, 0])
+            source = self.loader.stream(opened[:, 0]).taken
             self._record("embed", source)
             self._loaded()
-        after = units.requantised(f, self.tokens)
-        times = units.vector.instruction(f, self.tokens, start, params=params, source=source, rope=rope, requantised=after)
+        times = units.vector.instruction(f, self.tokens, opens, source=source, requantised=units.requantised(f, self.tokens))
         assert np.array_equal(times.source, source), f"instruction {index}: VECTOR does not follow its source"
         self.free[Unit.VECTOR] = times.idle
         self.loader.free(LoadTarget.PARAMS, times.params_freed)
@@ -315,7 +326,7 @@ class PassBatch:
     def _head(self, index: int, instruction: Instruction, granted: Cycles) -> None:
         start = self.head.start(granted)
         self._begun(index, start)
-        _, rows = self.loader.stream(start + 1)
+        rows = self.loader.stream(start + 1).taken
         self._loaded()
         self.token, done = self.head.finish(instruction.fields["vocabulary"], rows[:, -1])
         self.free[Unit.HEAD] = self.head.free

@@ -20,6 +20,17 @@ Accept = Callable[[Cycles], Cycles]
 """Handshake cycles of a consumer, strictly increasing, for beats offered no earlier than given."""
 
 
+class Moved(NamedTuple):
+    """Of requests, the cycles (…, n) of their fires, one before their ``read`` handshakes, and of what came of them (…, m).
+
+    Of a row of weights ``fires`` has its first beat's, ``taken`` the handshake of its last beat: the beats of a row follow each other. Of params and rope
+    there is a fire per beat and a handshake per row, of EMBED a fire per beat and a handshake per unit of V codes, of HEAD both per beat.
+    """
+
+    fires: Cycles
+    taken: Cycles
+
+
 class _Plan(NamedTuple):
     """What does not depend on time. An item is what credits are asked for: a row of weights, whose beats follow each other, or a beat.
 
@@ -126,17 +137,13 @@ class LoaderTiming:
         """Handshakes (…, rows) of ``*_freed``, or clocks in which beats left the embed or head queue, in order."""
         self._credits[target].add(cycles)
 
-    def advance(self) -> tuple[Cycles, Cycles]:
-        """Requests as many beats as known credits allow: (``read`` handshakes, deliveries), both (…, n).
-
-        Of weights those of each row's last beat (``row_beats`` has the others); else reads per beat, and deliveries per row of params and rope. For EMBED and
-        HEAD a delivery is the clock from which the queue offers the beat, else the handshake at the output.
-        """
+    def advance(self) -> Moved:
+        """Requests as many beats as known credits allow; ``taken`` of EMBED and HEAD is the clock from which the queue offers each beat."""
         load, plan = self._load, self._plan
         row = plan.beats // plan.items
         # The last repetition is planned when the one before it has been requested; a token's waits for its id.
         last_job = plan.items - load.beats // row if load.mode != LoadMode.TOKEN else 0
-        reads, delivered = [], []
+        requests, delivered = [], []
         while count := self._window():
             first = self._next
             if first % plan.per_job == 0:
@@ -147,7 +154,7 @@ class LoaderTiming:
                 fires = _spaced(self._credits[load.target].take(count) + 1, self._issued, row)
                 taken = fires + (row + self.latency + (1 if load.target == LoadTarget.WEIGHTS else QUEUE_LATENCY))
             delivered.append(taken)
-            reads.append(fires + row)
+            requests.append(fires)
             if first < last_job <= first + count:
                 self._valid = fires[..., last_job - first - 1] + row
             self._issued = fires[..., -1] + row - 1
@@ -157,7 +164,7 @@ class LoaderTiming:
             self._planned = self._valid
             if load.target not in (LoadTarget.EMBED, LoadTarget.HEAD):
                 self.finish(delivered[-1][..., -1])
-        return self._joined(reads), self._joined(delivered)
+        return Moved(self._joined(requests), self._joined(delivered))
 
     def _window(self) -> int:
         """Items that can be requested now: credits, the job, the queue of params and rope limit them."""
@@ -181,13 +188,8 @@ class LoaderTiming:
         self._row, self._rows_pops = loads[..., -1], pops[..., -depth:]
         return fires, loads + 1
 
-    def row_beats(self, rows: Cycles) -> Cycles:
-        """Cycles of all beats of weight rows from their last beats': a row's room is granted whole, so its beats follow each other."""
-        beats = rows[..., None] + np.arange(1 - self.config.row_beats, 1)
-        return beats.reshape(*rows.shape[:-1], -1)
-
-    def deliver(self, accept: Accept) -> tuple[Cycles, Cycles]:
-        """The rest of an EMBED or HEAD load: (``read`` handshakes, handshakes at the output: units of V codes, or beats).
+    def deliver(self, accept: Accept) -> Moved:
+        """The rest of an EMBED or HEAD load.
 
         ``accept`` is asked for as many beats at a time as the queue has free, with the clocks from which they are offered.
         """
@@ -208,9 +210,9 @@ class LoaderTiming:
                 self.free(LoadTarget.HEAD, took)
             taken.append(took)
         self.finish(taken[-1][..., -1])
-        return self._joined(requests), self._joined(taken)
+        return Moved(self._joined(requests), self._joined(taken))
 
-    def stream(self, opened: ArrayLike) -> tuple[Cycles, Cycles]:
+    def stream(self, opened: ArrayLike) -> Moved:
         """``deliver`` to a sink that takes a beat in every clock from ``opened`` (…) on: at once for a HEAD load whose queue covers a request's round trip.
 
         Then the sink never waits again once it has the first beat, ``lag`` after its fire: a freed place is refilled before the sink comes to it.
@@ -235,7 +237,7 @@ class LoaderTiming:
         credits.take(self.remaining)
         self._planned, self._issued, self.remaining = first, fires[..., -1], 0
         self.finish(taken[..., -1])
-        return fires + 1, taken
+        return Moved(fires, taken)
 
     def finish(self, last: Cycles) -> None:
         """The present load's last output beat was taken at ``last`` (…)."""

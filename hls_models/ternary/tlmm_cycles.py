@@ -127,7 +127,9 @@ class Lookups:
             rest = self.sweep(None if offered is None else offered[..., split:], blocks - self.BLOCKS, rows, lanes, bank_free)
             return np.concatenate([first, rest], axis=-1)
         responses, index = _responses(self.config.entries, rows, lanes, blocks), np.arange(rows)
-        causes = np.stack(np.broadcast_arrays(self.build, self.before, self.row, bank_free), axis=-1)
+        causes = np.empty((*self.build.shape, 4), np.int64)
+        for cause, cycle in enumerate((self.build, self.before, self.row, bank_free)):
+            causes[..., cause] = cycle
         if offered is None:
             found = (causes[..., None] + responses[:4]).max(axis=-2)
             taken = found[..., :-1, None] + index
@@ -151,12 +153,12 @@ class TlmmCycles(NamedTuple):
 
 def codes_handshakes(config: TlmmConfig, not_before: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Handshakes of ``codes`` beats; ``last`` marks a token's final beats. The beat after one waits until the gearbox has passed on what it cannot keep."""
-    held, spans = 0, np.ones(len(last), np.int64)
-    if config.vector_lanes > config.block or last.any():
+    held, spans, lanes, block = 0, np.ones(len(last), np.int64), config.vector_lanes, config.block
+    if lanes > block or last.any():
         for i, final in enumerate(np.asarray(last).tolist()):
-            level = held + config.vector_lanes
-            spans[i] = -(-level // config.block) if final else max(1, level // config.block)
-            held = 0 if final else level % config.block
+            level = held + lanes
+            spans[i] = -(-level // block) if final else max(1, level // block)
+            held = 0 if final else level % block
     offset = np.cumsum(spans) - spans
     return np.maximum.accumulate(np.asarray(not_before, np.int64) - offset) + offset if len(offset) else offset
 

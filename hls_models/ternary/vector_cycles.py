@@ -67,7 +67,6 @@ class VectorLatencies:
 class VectorTimes(NamedTuple):
     """Handshake cycles of one instruction; ``idle`` is the first cycle in which the next may be taken."""
 
-    instr: Cycles
     source: Cycles
     params_freed: Cycles
     rope_freed: Cycles
@@ -81,6 +80,13 @@ class VectorJob(NamedTuple):
 
     fields: dict[str, int]
     tokens: int
+
+
+class Opens(NamedTuple):
+    """Cycles in which the header's rows are popped (…, rows), and in which the tiles open but for the tile before (…, tiles)."""
+
+    popped: Cycles
+    tiles: Cycles
 
 
 class Taken(NamedTuple):
@@ -128,20 +134,18 @@ class VectorTiming:
         self,
         fields: dict[str, int],
         tokens: int,
-        start: ArrayLike,
+        opens: Opens,
         *,
-        params: ArrayLike,
         source: ArrayLike = 0,
-        rope: ArrayLike = (),
         requantised: Requantised | None = None,
         done_ready: Ready | None = None,
     ) -> VectorTimes:
-        """Times of an instruction taken at ``start`` (…).
+        """Times of an instruction.
 
         Parameters
         ----------
-        params, rope
-            Handshake cycles (…, rows) of this instruction's rows: header, gains of tile after tile; rows of ROPE.
+        opens
+            What ``opens`` makes of its start and its parameters.
         source
             Earliest cycles of the source's beats (…, beats), or one for all: a beat is offered from then on, and after the one before it.
         requantised
@@ -149,7 +153,7 @@ class VectorTiming:
         done_ready
             Sink; always ready where absent.
         """
-        taken = self.take(fields, tokens, start, params=params, source=source, rope=rope)
+        taken = self.take(fields, tokens, opens, source)
         last_z = taken.z[..., -1]
         after = requantised or self.requantise(fields, tokens)
         codes = last_z[..., None] + after.codes
@@ -158,7 +162,7 @@ class VectorTiming:
             done = done_ready.next_ready(done)
         rope_freed = last_z[..., None] + np.arange(1, self.rope_rows(fields, tokens) + 1)
         idle = np.maximum(done + 1, last_z + after.idle) + 1
-        return VectorTimes(np.asarray(start), taken.source, taken.params_free + 1, rope_freed, codes, done, idle)
+        return VectorTimes(taken.source, taken.params_free + 1, rope_freed, codes, done, idle)
 
     def params_rows(self, fields: dict[str, int]) -> int:
         """Rows of ``params`` that an instruction takes."""
@@ -173,8 +177,8 @@ class VectorTiming:
         row_beats = fields["columns"] // self.config.lanes
         return _walk(row_beats, min(fields["tile_columns"] // self.config.lanes, row_beats), tokens, int(fields["operation"] == Operation.GATE))
 
-    def opens(self, fields: dict[str, int], start: ArrayLike, *, params: ArrayLike, rope: ArrayLike = ()) -> tuple[Cycles, Cycles]:
-        """(cycles in which the header's rows are popped, cycles in which the tiles open but for the tile before)."""
+    def opens(self, fields: dict[str, int], start: ArrayLike, *, params: ArrayLike, rope: ArrayLike = ()) -> Opens:
+        """What an instruction taken at ``start`` (…) makes of the handshakes (…, rows) of its parameters: header, gains of tile after tile; rows of ROPE."""
         rows, ends = np.asarray(params, np.int64), self._beats(fields, 1).ends
         two = np.arange(0, 2 * self.config.header_rows, 2)
         popped = np.maximum(rows[..., : len(two)], np.asarray(start)[..., None]) + 1
@@ -183,23 +187,21 @@ class VectorTiming:
         opened = np.maximum(header, rows[..., len(two) - 1 + ends] + 1) if fields["norm"] else np.repeat(header, len(ends), axis=-1)
         if fields["operation"] == Operation.ROPE:
             opened[..., 0] = np.maximum(opened[..., 0], np.asarray(rope, np.int64)[..., -1] + 1)
-        return popped, opened
+        return Opens(popped, opened)
 
-    def take(self, fields: dict[str, int], tokens: int, start: ArrayLike, *, params: ArrayLike, source: ArrayLike = 0, rope: ArrayLike = ()) -> Taken:
+    def take(self, fields: dict[str, int], tokens: int, opens: Opens, source: ArrayLike = 0) -> Taken:
         """The first half of ``instruction``: up to z."""
         lat, walk = self.latencies, self._beats(fields, tokens)
         gated = fields["operation"] == Operation.GATE
-        popped, opened = self.opens(fields, start, params=params, rope=rope)
-
         # Without the clocks that beats and tiles take at least the handshakes are a running maximum.
         earliest = np.asarray(source, np.int64) - walk.place
-        earliest = earliest if earliest.ndim >= opened.ndim else np.broadcast_to(earliest, (*opened.shape[:-1], len(walk.place))).copy()
-        earliest[..., :: walk.tile] = np.maximum(earliest[..., :: walk.tile], opened + 1 - walk.place[:: walk.tile])
+        earliest = earliest if earliest.ndim >= opens.tiles.ndim else np.broadcast_to(earliest, (*opens.tiles.shape[:-1], len(walk.place))).copy()
+        earliest[..., :: walk.tile] = np.maximum(earliest[..., :: walk.tile], opens.tiles + 1 - walk.place[:: walk.tile])
         beats = np.maximum.accumulate(earliest, axis=-1) + walk.place
 
         z = beats[..., 1::2] if gated else beats
         z = z + (lat.values if fields["source"] == Source.VALUES else lat.sums) + (lat.gate if gated else lat.operate)
-        free = np.concatenate([popped, z[..., walk.last_token]], axis=-1) if fields["norm"] else popped
+        free = np.concatenate([opens.popped, z[..., walk.last_token]], axis=-1) if fields["norm"] else opens.popped
         return Taken(beats, z, free)
 
     def requantise(self, fields: dict[str, int], tokens: int, *, spans: Cycles | None = None, ready: Ready | None = None) -> Requantised:
@@ -220,7 +222,8 @@ class VectorTiming:
         variance = lat.summed + 1 + lat.reduce
         root = 2 * lat.division + 2 + lat.scale  # from ROOT to PUSH: two divisions with a clock after each, the product
 
-        reads = _Reads(lat.code, fields["group_columns"] // self.config.lanes, spans, ready)
+        beats = fields["group_columns"] // self.config.lanes
+        reads = _Reads(lat.code, beats, np.ones(groups * beats, np.int64) if spans is None else spans, ready)
         taken: list[int] = []
         free = 0  # cycle from which the next group is taken
         for group in range(groups):
@@ -271,12 +274,13 @@ class VectorTiming:
             freed: Cycles = np.zeros(0, np.int64)
             while True:
                 rows = handshakes(params_free.limit(mine["params"], freed), start=params + 1)
-                taken = self.take(job.fields, job.tokens, start, params=rows, source=mine[port], rope=turns)
+                opens = self.opens(job.fields, start, params=rows, rope=turns)
+                taken = self.take(job.fields, job.tokens, opens, mine[port])
                 freed_before, freed = freed, taken.params_free
                 if np.array_equal(freed, freed_before):
                     break
             after = self.requantise(job.fields, job.tokens, ready=Ready(sinks["codes"].trace[int(taken.z[-1]) :]) if "codes" in sinks else None)
-            times = self.instruction(job.fields, job.tokens, start, params=rows, source=mine[port], rope=turns, requantised=after, done_ready=sinks.get("done"))
+            times = self.instruction(job.fields, job.tokens, opens, source=mine[port], requantised=after, done_ready=sinks.get("done"))
             params, idle = int(rows[-1]), int(times.idle)
             params_free.add(freed)
             if len(turns):
@@ -317,23 +321,30 @@ class _Backlog:
 class _Reads:
     """Reads of the U buffer, limited by the places of the output queue; ``codes``: handshakes so far."""
 
-    def __init__(self, latency: int, count: int, spans: Cycles | None, ready: Ready | None) -> None:
+    def __init__(self, latency: int, count: int, spans: Cycles, ready: Ready | None) -> None:
         self.latency, self.count, self.ready = latency, count, ready
-        self.spans = None if spans is None else spans.tolist()
+        self.spans = spans.tolist()
         self.read_at = -1
         self.codes: list[int] = []
 
     def group(self, start: int) -> int:
         """Reads a group's beats from ``start`` on; returns the cycle of the last read."""
-        if self.ready is None and self.spans is None:  # places are free again before they are missed
+        if self.ready is None and self._unhindered(start):  # places are free again before they are missed
             self.codes += range(start + self.latency, start + self.latency + self.count)
-            return start + self.count - 1
+            self.read_at = start + self.count - 1
+            return self.read_at
         for _ in range(self.count):
             self.read_at = max(start, self.read_at + 1)
             if len(self.codes) >= OUTPUT_DEPTH:
                 self.read_at = max(self.read_at, self.codes[-OUTPUT_DEPTH] + 1)
             offered = self.read_at + self.latency
             if self.codes:
-                offered = max(offered, self.codes[-1] + (self.spans[len(self.codes) - 1] if self.spans else 1))
+                offered = max(offered, self.codes[-1] + self.spans[len(self.codes) - 1])
             self.codes.append(offered if self.ready is None else int(self.ready.next_ready(offered)))
         return self.read_at
+
+    def _unhindered(self, start: int) -> bool:
+        """The sink keeps up with a group that is read from ``start`` on."""
+        first = len(self.codes)
+        in_time = not first or self.codes[-1] + self.spans[first - 1] <= start + self.latency
+        return in_time and max(self.spans[first : first + self.count - 1], default=1) == 1
