@@ -12,6 +12,7 @@ import pytest
 from lutra.hls_models.pim.bursts import BurstChannel
 from lutra.hls_models.pim.channel import BEFORE, COMMANDS, DATA, SPACE, ChannelModel, ChannelRun, refresh_phase
 from lutra.hls_models.pim.config import CompanionConfig, PimConfig
+from lutra.hls_models.pim.mac import READ_LATENCY
 from lutra.hls_models.pim.program import Command, Macro, MacroKind
 from lutra.hls_models.pim.rules import BANKS_PER_GROUP, REGISTER_COMMANDS, ROW_COMMANDS, rules
 from lutra.hls_models.pim.timing import Timing, load_timing, timing_names
@@ -94,8 +95,14 @@ def random_case(rng: np.random.Generator) -> Case:
         macros=macros,
         macro_offers=np.cumsum(rng.choice([0, 1, 500, 9000], len(macros) + 1)) if rng.random() < 0.3 else None,
         data_offers=np.cumsum(waits) if rng.random() < 0.7 else None,
-        ready=rng.random(int(rng.integers(40_000))) < rng.choice([0.02, 0.5]) if rng.random() < 0.5 else None,
+        ready=random_ready(rng) if rng.random() < 0.5 else None,
     )
+
+
+def random_ready(rng: np.random.Generator) -> np.ndarray:
+    """A sink that now takes everything, now nothing, now something."""
+    lengths = rng.integers(1, 4000, 12)
+    return rng.random(lengths.sum()) < np.repeat(rng.choice([0, 0.02, 0.5, 1], len(lengths)), lengths)
 
 
 def slack(case: Case, commands: np.ndarray) -> tuple[np.ndarray, int]:
@@ -218,6 +225,13 @@ def test_closed_forms_equal_every_command(rng: np.random.Generator) -> None:
     assert sum(same(random_case(rng)) for _ in range(120)) > 300
 
 
+def test_closed_forms_meet_refreshes_in_every_phase() -> None:
+    """A refresh that falls due in the very cycle of an activate included."""
+    macros = [Macro(K.MAC, count=2, load=1, read=1, times=40, step=64)]
+    for phase in range(400, 520):  # a row takes less than 120 cycles
+        same(Case(PimConfig(name="test", refresh_phase=phase, stagger=False), AIM, 0, macros, None, None, None))
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("run", range(10))
 def test_closed_forms_equal_every_command_of_many_programs(rng: np.random.Generator, run: int) -> None:
@@ -261,6 +275,34 @@ def test_batched_read_outs_cost_less(accumulators: int, first: int, last: int) -
     ]
     done = ChannelModel(config, AIM, 0, macros).run().done
     assert first <= done / (8 * accumulators) <= last + 8 * accumulators
+
+
+def test_slots_of_the_contract_by_hand() -> None:
+    """Macro accepted at 0, 1, ...; a beat accepted at 5; decoding; a slot that is released late."""
+    config = PimConfig(name="test", refresh=False, companion=CompanionConfig(readout_depth=2))
+    macros = [Macro(K.BUFFER, count=1), Macro(K.MAC, count=1, load=1, read=1), Macro(K.BUFFER, count=1), Macro(K.READ, count=3)]
+    run = ChannelModel(config, AIM, 0, macros).run([5, 9], np.zeros(1000, bool))
+    assert [(C(int(c["command"])).name, int(c["cycle"])) for c in run.commands] == [
+        ("GBW", 7),  # beat + 2
+        ("ACTA", 9),  # last command + 2
+        ("MODE", 10),
+        ("BIAS", 42),  # tMODE
+        ("MODE", 43),
+        ("MAC", 75),  # tMODE; tRCDMAC would be 65
+        ("MODE", 77),  # last command + 2
+        ("RDM", 109),
+        ("MODE", 110),
+        ("GBW", 142),
+        ("PREA", 144),
+        ("ACT", 176),
+        ("RD", 212),
+        ("RD", 1002),  # the first slot is released in 1000
+        ("RD", 1003 + 1),  # tCCD; the second slot is released in 1001
+        ("PRE", 1004 + 12),
+    ]
+    assert list(run.readouts_queued[:1]) == [109 + max(2, 1 + READ_LATENCY)] and list(run.readouts_queued[1:]) == [212 + 52, 1002 + 52, 1004 + 52]
+    late = ChannelModel(config, AIM, 0, macros[:1], macro_offers=[50, 90]).run([5])
+    assert int(late.commands["cycle"][0]) == 53  # accepted + 3
 
 
 def test_refreshes_come_before_activates_and_while_data_are_awaited() -> None:
