@@ -18,14 +18,14 @@ from lutra.cosim.dram.device import Device
 from lutra.cosim.dram.timing import read_timing
 from lutra.cosim.harness import Bench, Recording, Stimulus, compare
 from lutra.hls_models.errors import MismatchError
-from lutra.hls_models.pim.channel import ChannelModel, ChannelRun
+from lutra.hls_models.pim.channel import ChannelModel, ChannelRun, refresh_phase
 from lutra.hls_models.pim.config import LANE_BITS, CompanionConfig, PimConfig
 from lutra.hls_models.pim.program import Command, Macro, MacroKind
 from lutra.hls_models.pim.timing import TIMING_PRESETS, Timing, load_timing
 from lutra.hls_models.streams import pack, unpack
 from lutra.rtl.pim.channel import Channel
-from lutra.rtl.pim.controller import ADJUST
-from lutra.rtl.pim.gaps import NO_RULE
+from lutra.rtl.pim.controller import ADJUST, PHASE_BITS
+from lutra.rtl.pim.gaps import DELTA, NO_RULE
 from lutra.rtl.pim.macros import command_layout, encode, macro_layout
 
 __all__ = [
@@ -63,12 +63,17 @@ WITH_DATA = (Command.GBW, Command.WR, Command.WRA)
 
 @dataclass(frozen=True)
 class Setting:
-    """A design of the bench. ``cells``: with MAC units and a DRAM's cells, in files of this name; without, its banks read zeros."""
+    """A design of the bench.
+
+    ``cells``: with MAC units and a DRAM's cells, in files of this name; without, its banks read zeros. ``adjustable``: as of ``Controller``; without, it is
+    what a user gets.
+    """
 
     config: PimConfig
     timing: Timing
     channel: int = 0
     cells: str = ""
+    adjustable: bool = True
 
 
 class BenchChannel(wiring.Component):
@@ -76,7 +81,7 @@ class BenchChannel(wiring.Component):
 
     def __init__(self, setting: Setting) -> None:
         config, timing = setting.config, setting.timing
-        self._channel = Channel(config, timing, channel=setting.channel, macs=bool(setting.cells), adjustable=True)
+        self._channel = Channel(config, timing, channel=setting.channel, macs=bool(setting.cells), adjustable=setting.adjustable)
         self._cells = None
         if setting.cells:
             latency = timing.cycles("tCL") + timing.cycles("tBL")
@@ -88,8 +93,9 @@ class BenchChannel(wiring.Component):
             "data": In(stream.Signature(width)),
             "readout": Out(stream.Signature(width)),
             "command": Out(stream.Signature(command_layout(config), always_ready=True)),
-            "adjust": In(stream.Signature(ADJUST, always_ready=True)),
         }
+        if setting.adjustable:
+            members["adjust"] = In(stream.Signature(ADJUST, always_ready=True))
         self._ports = list(members)
         super().__init__(members)
 
@@ -112,7 +118,7 @@ class BenchChannel(wiring.Component):
 
 
 @cache
-def configurations(seed: int, count: int = 12) -> tuple[Setting, ...]:
+def configurations(seed: int, count: int = 9) -> tuple[Setting, ...]:
     """gddr6-aim in full width with and without activates in register mode, then drawn from the seed, 1 to 16 banks, all presets; three with values at last."""
     rng = np.random.default_rng(seed)
     names = ("gddr6-aim", "gddr6-7800", "gddr6-1900")
@@ -133,10 +139,11 @@ def configurations(seed: int, count: int = 12) -> tuple[Setting, ...]:
             accumulators_per_bank=int(rng.choice([1, 2, 4, 8])),
             activate_in_register_mode=bool(index % 2),
             refresh=index != 5,
-            refresh_phase=int(rng.integers(0, 4000)),
+            refresh_phase=(0, 1, 2, int(rng.integers(4000)))[index // 2 % 4],
             companion=CompanionConfig(readout_depth=int(rng.choice([2, 5, 64])), data_depth=int(columns + rng.integers(1, 9))),
         )
-        found.append(Setting(config, load_timing(names[index % 3]), int(rng.integers(4))))
+        channel = 0 if config.refresh_phase < 3 else int(rng.integers(4))
+        found.append(Setting(config, load_timing(names[index % 3]), channel, adjustable=bool(index % 2)))
     for index, (banks, lanes, accumulators, form) in enumerate(((4, 16, 1, "fp32"), (2, 4, 4, "bf16"), (1, 8, 2, "fp32"))):
         config = PimConfig(
             name=f"values {index}",
@@ -148,7 +155,7 @@ def configurations(seed: int, count: int = 12) -> tuple[Setting, ...]:
             accumulators_per_bank=accumulators,
             accumulator=form,
         )
-        found.append(Setting(config, load_timing(names[index]), cells=f"cells{index}"))
+        found.append(Setting(config, load_timing(names[index]), cells=f"cells{index}", adjustable=False))
     return tuple(found)
 
 
@@ -226,29 +233,48 @@ class Case:
     memory: Device | None
     """Cells before the run, where the design has some."""
     adjust: tuple[int, int, int]
-    """Index of a rule, what is added to its gap, cycle of the first refresh."""
+    """Index of a rule, what is added to its gap (both where the design is adjustable), cycle of the first refresh."""
 
 
-def case(setting: Setting, rng: np.random.Generator, count: int = 60, *, rule: int = NO_RULE, delta: int = 0) -> Case:
-    """A random program with random offers of macros and data, back-pressure and refresh phase. The model knows nothing of ``rule`` and ``delta``."""
-    config = setting.config
-    macros = program(setting, rng, count)
+def case(
+    setting: Setting,
+    rng: np.random.Generator,
+    count: int = 60,
+    *,
+    macros: list[Macro] | None = None,
+    phase: int | None = None,
+    rule: int = NO_RULE,
+    delta: int = 0,
+) -> Case:
+    """A random program with random offers of macros and data, back-pressure and refresh phase; the model knows nothing of ``rule`` and ``delta``.
+
+    ``macros``: this program instead, all offered at once, read-outs taken at once. ``phase``: of an adjustable design, cycle of the first refresh.
+    """
+    config, calm = setting.config, macros is not None
+    macros = macros if macros is not None else program(setting, rng, count)
     memory = None
     if setting.cells:
         digits = config.accumulator == "bf16"
         memory = Device(config.banks, config.lanes, config.rows, config.columns, config.accumulators_per_bank, bf16_accumulator=digits)
         for row in range(config.rows):
             memory.row(row)[:] = _values(rng, (config.banks, config.columns, config.lanes))
-        macros += [Macro(MacroKind.READ, row=row, count=config.columns, banks=config.banks) for row in range(2)]
+        macros = [*macros, *(Macro(MacroKind.READ, row=row, count=config.columns, banks=config.banks) for row in range(2))]
     beats = pack((_values(rng, (beats_of(config, macros), config.lanes)), LANE_BITS))
     # Mostly at once, so that the controller never waits; or late, so that it waits for macros and beats, across refreshes too.
-    offers = np.cumsum(_late(rng, len(macros) + 1, 300))
-    data_offers = np.cumsum(_late(rng, len(beats), 150))
-    ready = np.repeat(rng.random(4000) < rng.choice([0.1, 0.5, 1.0]), int(rng.choice([1, 7, 60])))
-    phase = int(rng.integers(3, 2 * setting.timing.cycles("tREFI")))
-    timed = config.model_copy(update={"refresh_phase": phase, "stagger": False})
-    run = ChannelModel(timed, setting.timing, 0, macros, macro_offers=offers).run(data_offers, ready)
-    return Case(macros, offers, beats, data_offers, ready, run, memory, (rule, delta, phase))
+    offers, data_offers = (np.zeros(n, np.int64) if calm else np.cumsum(_late(rng, n, late)) for n, late in ((len(macros) + 1, 300), (len(beats), 40)))
+    # Beats and read-outs never wait for eight intervals of refreshes: in the middle of a macro there is none.
+    ready = np.ones(1, bool) if calm else np.repeat(rng.random(4000) < rng.choice([0.1, 0.5, 1.0]), int(rng.choice([1, 7])))
+    if setting.adjustable:
+        chosen = int(rng.integers(3, 2 * setting.timing.cycles("tREFI"))) if phase is None else phase
+        config = config.model_copy(update={"refresh_phase": chosen, "stagger": False})
+    run = ChannelModel(config, setting.timing, setting.channel, macros, macro_offers=offers).run(data_offers, ready)
+    return Case(macros, offers, beats, data_offers, ready, run, memory, (rule, delta, refresh_phase(config, setting.timing, setting.channel)))
+
+
+def _late(rng: np.random.Generator, count: int, longest: int) -> NDArray[np.int64]:
+    """Cycles between offers: none, few or many; of all or of few; some very long."""
+    usual = rng.integers(0, rng.choice([1, 2, longest]), count) * (rng.random(count) < rng.choice([0.1, 1.0]))
+    return usual * rng.choice([1, 30], count, p=[0.98, 0.02])
 
 
 def _values(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint16]:
@@ -257,23 +283,17 @@ def _values(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint
     return np.where(rng.random(shape) < 0.001, rng.integers(0, 1 << 16, shape), usual).astype(np.uint16)
 
 
-def _late(rng: np.random.Generator, count: int, longest: int) -> NDArray[np.int64]:
-    return (
-        rng.integers(0, rng.choice([1, 2, longest]), count) * (rng.random(count) < rng.choice([0.1, 1.0])) * rng.choice([1, 1, 30], count, p=[0.9, 0.08, 0.02])
-    )
-
-
 def play(design: Bench, cases: dict[str, Case], settings: dict[str, Setting], **options: Any) -> dict[str, dict[str, Recording]]:
     """Runs the cases at once."""
     stimuli, ready, beats, files = {}, {}, {}, {}
     for name, one in cases.items():
-        rule, delta, phase = one.adjust
-        adjust = pack((np.array([rule]), 8), (np.array([delta]), 2), (np.array([phase]), 16))
         stimuli[name] = {
             "macros": Stimulus(encode(settings[name].config, one.macros), one.offers),
             "data": Stimulus(one.beats, one.data_offers),
-            "adjust": Stimulus(adjust),
         }
+        if settings[name].adjustable:
+            adjust = zip(one.adjust, (8, DELTA, PHASE_BITS), strict=True)
+            stimuli[name]["adjust"] = Stimulus(pack(*((np.array([value]), bits) for value, bits in adjust)))
         ready[name] = {"readout": one.ready}
         if one.memory is not None:
             files[f"{settings[name].cells}.cells"] = contents(one.memory, rows=settings[name].config.rows)

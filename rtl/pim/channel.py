@@ -52,14 +52,10 @@ class Channel(wiring.Component):
     Raises
     ------
     ConfigError
-        MACs would follow each other faster than a MAC unit's adder allows.
+        In ``elaborate``: MACs would follow each other faster than a MAC unit's adder allows.
     """
 
     def __init__(self, config: PimConfig, timing: Timing, *, channel: int = 0, macs: bool = True, adjustable: bool = False) -> None:
-        if macs and timing.cycles("tCCDL") < INTERVAL:
-            raise ConfigError(
-                f"tCCDL must be at least {INTERVAL} clocks, those of a MAC unit's adder, not {timing.cycles('tCCDL')}; nearest legal value {INTERVAL}"
-            )
         self._config, self._timing, self._channel, self._macs, self._adjustable = config, timing, channel, macs, adjustable
         width = LANE_BITS * config.lanes
         members = {
@@ -77,8 +73,10 @@ class Channel(wiring.Component):
         super().__init__(members)
 
     def elaborate(self, platform: Any) -> Module:
-        m = Module()
         config, n = self._config, self._timing.cycles
+        if self._macs and n("tCCDL") < INTERVAL:
+            raise ConfigError(f"tCCDL must be at least {INTERVAL} clocks, those of a MAC unit's adder, not {n('tCCDL')}; nearest legal value {INTERVAL}")
+        m = Module()
         width = LANE_BITS * config.lanes
         m.submodules.controller = controller = Controller(config, self._timing, channel=self._channel, adjustable=self._adjustable)
         m.submodules.data_queue = data = Queue(shape=width, depth=config.companion.data_depth)

@@ -15,7 +15,7 @@ from lutra.rtl.pim.gaps import DELTA, Gaps
 from lutra.rtl.pim.macros import COMMAND_BITS, command_layout, macro_layout
 from lutra.rtl.streams import Queue
 
-__all__ = ["ADJUST", "MACRO_QUEUE_DEPTH", "Controller"]
+__all__ = ["ADJUST", "MACRO_QUEUE_DEPTH", "PHASE_BITS", "Controller"]
 
 MACRO_QUEUE_DEPTH = 4
 OWED_BITS = 8
