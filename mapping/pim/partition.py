@@ -8,7 +8,7 @@ appends rows and moves nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -153,8 +153,9 @@ def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, 
     wanted = shape.context if tokens is None else tokens
     if wanted < 1:
         raise ModelError(f"{shape.name}: tokens must be at least 1, not {wanted}")
-    block = min(reservation, config.columns * config.lanes)
-    unit = math.lcm(config.lanes, config.banks, block) if reservation > 0 else 1
+    unit, buffer = math.lcm(config.lanes, config.banks), config.columns * config.lanes
+    if reservation > buffer:
+        unit = math.lcm(unit, buffer)
     if reservation < 1 or reservation % unit:
         raise ModelError(
             f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}; nearest legal value {max(1, reservation // unit) * unit}"
@@ -163,14 +164,13 @@ def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, 
     return _Placer(shape, config, reservation, steps, max(shape.context, wanted)).partition(ignore_capacity)
 
 
-def chunk_columns(inputs: int, groups: int, costs: Costs, chosen: Callable[[int, int], tuple[int, Groups]] | None = None) -> list[int]:
-    """Columns of the chunks of a matrix: full buffers and a rest, or equal ones, whichever takes fewer cycles with the placements ``chosen``."""
+def chunk_columns(inputs: int, groups: int, costs: Costs) -> list[int]:
+    """Columns of the chunks of a matrix: full buffers and a rest, or equal ones, whichever takes fewer cycles."""
     beats, width = -(-inputs // costs.config.lanes), costs.config.columns
-    pick = chosen or (lambda columns, groups: placements(columns, groups, costs)[0])
     number = -(-beats // width)
     greedy = [width] * (number - 1) + [beats - width * (number - 1)]
     equal = [beats // number + (i < beats % number) for i in range(number)]
-    return min((greedy, equal), key=lambda sizes: sum(pick(size, groups)[0] for size in sizes))
+    return min((greedy, equal), key=lambda sizes: sum(placements(size, groups, costs)[0][0] for size in sizes))
 
 
 class _Placer:
@@ -178,12 +178,16 @@ class _Placer:
         self.shape, self.config, self.reservation, self.steps, self.positions = shape, config, reservation, steps, positions
         self.costs = Costs.of(config)
         self.placements = cache(self._placements)
+        self.chunk_columns = cache(self._chunk_columns)
         self.small: set[tuple[int, int]] = set()
         self.layout = HeadLayout(shape, config, self._passes())
         self.regions: list[Region] = []
 
     def _placements(self, columns: int, groups: int) -> list[tuple[int, Groups]]:
         return placements(columns, groups, self.costs)
+
+    def _chunk_columns(self, inputs: int, groups: int) -> list[int]:
+        return chunk_columns(inputs, groups, self.costs)
 
     def chosen(self, columns: int, groups: int) -> tuple[int, Groups]:
         """The quickest placement, or the smallest of those that had to be made small."""
@@ -239,9 +243,7 @@ class _Placer:
 
     def matrix(self, name: str, outputs: int, inputs: int) -> Matrix:
         groups = -(-outputs // (self.config.banks * self.config.channels))
-        chunks = tuple(
-            self.take(f"{name} chunk {i}", self.chosen(columns, groups)[1]) for i, columns in enumerate(chunk_columns(inputs, groups, self.costs, self.chosen))
-        )
+        chunks = tuple(self.take(f"{name} chunk {i}", self.chosen(columns, groups)[1]) for i, columns in enumerate(self.chunk_columns(inputs, groups)))
         return Matrix(name, outputs, inputs, chunks)
 
     def shelf(self, name: str, sizes: dict[str, int]) -> dict[str, Striped]:
@@ -326,7 +328,8 @@ class _Placer:
         config = self.config
         row_bytes = config.channels * config.banks * config.columns * config.lanes * LANE_BITS // 8
         raise ModelError(
-            f"{self.shape.name}: with keys and values of {made.tokens} tokens it needs {made.rows} rows per bank ({_gib(made.rows * row_bytes)}), "
+            f"{self.shape.name}: with keys and values of {made.tokens} tokens it needs {made.rows} rows per bank "
+            f"({_gib(made.rows * row_bytes)}) however packed, "
             f"{config.name} has {rows} ({_gib(rows * row_bytes)}): {_gib((made.rows - rows) * row_bytes)} too much"
         )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,7 +58,16 @@ def placements(columns: int, groups: int, costs: Costs) -> list[tuple[int, Group
     width = costs.config.columns
     ways = [0, width // columns, 1] if width % columns else [0, 1]
     made = [Groups(0, columns, groups, per_row, width) for per_row in dict.fromkeys(ways)]
-    return sorted(((costs.bursts(g.positions(), columns), g) for g in made), key=lambda pair: (pair[0], pair[1].rows))
+    return sorted(((_cycles(g, costs), g) for g in made), key=lambda pair: (pair[0], pair[1].rows))
+
+
+def _cycles(groups: Groups, costs: Costs) -> int:
+    """``Costs.bursts`` of all groups; once the bursts begin rows and batches of accumulators anew, the same cycles pass again."""
+    period = groups.per_row or groups.row_columns // math.gcd(groups.columns, groups.row_columns)
+    period = math.lcm(period, costs.config.accumulators_per_bank)
+    times = max(0, groups.groups // period - 2)
+    short, longer = (costs.bursts(groups.positions(groups.groups - n * period), groups.columns) for n in (times, max(0, times - 1)))
+    return short + times * (longer - short)
 
 
 @dataclass(frozen=True)
