@@ -37,7 +37,7 @@ HIGH, LOW = 26, 6
 POSTPONED = 8
 ACTIVATION_ROWS = 1 << 29
 """Rows from here on are the tables of activation functions."""
-ACT, ACTA, PRE, PREA, RD, WR, MODE, REF = (int(Command[name]) for name in ("ACT", "ACTA", "PRE", "PREA", "RD", "WR", "MODE", "REF"))
+ACT, ACTA, PRE, PREA, WRA, MODE, REF = (int(Command[name]) for name in ("ACT", "ACTA", "PRE", "PREA", "WRA", "MODE", "REF"))
 
 
 class Opcode(Enum):
@@ -64,6 +64,7 @@ class Opcode(Enum):
 
 BLOCKING = frozenset({Opcode.RD_MAC, Opcode.RD_AF, Opcode.SYNC, Opcode.EOC})
 REGISTER = frozenset({Opcode.WR_GB, Opcode.WR_BIAS, Opcode.RD_MAC, Opcode.RD_AF})
+PLAIN = (Opcode.RD_SBK, Opcode.WR_SBK)
 ALL_BANKS = frozenset({int(Command.WRA), int(Command.MAC), int(Command.AF), int(Command.EWMUL)})
 """Need the row open in every bank."""
 
@@ -97,7 +98,7 @@ class TraceResult:
         return self.cycles * self.clock_ns
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
     """A request's part for one channel and column."""
 
@@ -106,7 +107,15 @@ class Part:
     bank: int
     row: int
     arrival: int
+    register: bool
+    """needs the register mode"""
+    read: bool
+    """has an answer"""
     missed: bool = False
+
+
+Choice = tuple[Part, int, "deque[Part] | list[Part]"]
+"""A request, the command that brings it forward, and its queue."""
 
 
 def run_trace(requests: Sequence[Request], timing: Timing, *, refresh: bool = True) -> TraceResult:
@@ -215,6 +224,8 @@ class _Channel:
     writing: bool = False
     register: bool = False
     rows: list[int] = field(default_factory=lambda: [-1] * BANKS)
+    common: int | None = -1
+    """the row of all banks; None: they differ"""
     last: list[int] = field(default_factory=lambda: [NEVER] * KINDS)
     last_group: list[list[int]] = field(default_factory=lambda: [[NEVER] * KINDS for _ in range(BANKS // BANKS_PER_GROUP)])
     last_bank: list[list[int]] = field(default_factory=lambda: [[NEVER] * KINDS for _ in range(BANKS)])
@@ -267,14 +278,15 @@ class _Channel:
         """Takes waiting parts as long as there is room."""
         while self.waiting and self.admits():
             request = self.waiting.popleft()
-            kind = int(request.opcode.value) if isinstance(request.opcode.value, Command) else -1
-            part = Part(request.opcode, kind, request.bank, request.row, now)
-            if request.opcode is Opcode.RD_SBK:
+            opcode = request.opcode
+            kind = int(opcode.value) if isinstance(opcode.value, Command) else -1
+            part = Part(opcode, kind, request.bank, request.row, now, opcode in REGISTER, opcode in BLOCKING or opcode is Opcode.RD_SBK)
+            if opcode is Opcode.RD_SBK:
                 if self.writes:
-                    self.answers.append((now + 1, request.opcode))
+                    self.answers.append((now + 1, opcode))
                 else:
                     self.reads.append(part)
-            elif request.opcode is Opcode.WR_SBK:
+            elif opcode is Opcode.WR_SBK:
                 self.writes.append(part)
             else:
                 self.aim.append(part)
@@ -309,7 +321,7 @@ class _Channel:
         """Issues the command that is next, if its time has come; else ``wake`` says when to look again."""
         if self.due <= clock and self._refreshing(clock):
             return self._maintain(clock)
-        found = self._activated(clock)
+        found = self._activated(clock) if self.active else None
         if found is None and self.aim:
             part = self.aim[0]
             if part.opcode in (Opcode.EOC, Opcode.SYNC):
@@ -321,7 +333,7 @@ class _Channel:
             if ready > clock:
                 self.wake = min(self.wake, ready)
             else:
-                found = (part, kind)
+                found = (part, kind, self.aim)
         elif found is None:
             found = self._plain(clock)
         if found is None:
@@ -329,26 +341,27 @@ class _Channel:
         self._serve(*found, clock)
         return True
 
-    def _activated(self, clock: int) -> tuple[Part, int] | None:
+    def _activated(self, clock: int) -> Choice | None:
         """The oldest ready one of the requests that have activated their row."""
-        best: tuple[Part, int] | None = None
+        best: Choice | None = None
         for part in self.active:
             kind = self._wanted(part)
             ready = self._earliest(kind, part.bank)
             if ready > clock:
                 self.wake = min(self.wake, ready)
             elif best is None or part.arrival < best[0].arrival:
-                best = part, kind
+                best = part, kind, self.active
         return best
 
-    def _plain(self, clock: int) -> tuple[Part, int] | None:
+    def _plain(self, clock: int) -> Choice | None:
         """Reads and writes: the oldest ready one, unless it would close the row of an activated request."""
         if not self.writing:
             self.writing = len(self.writes) >= HIGH or not self.reads
         elif len(self.writes) <= LOW and self.reads:
             self.writing = False
         looked: dict[tuple[int, int], tuple[int, int]] = {}
-        for part in self.writes if self.writing else self.reads:
+        queue = self.writes if self.writing else self.reads
+        for part in queue:
             place = (part.bank, part.row)
             if place not in looked:
                 kind = self._wanted(part)
@@ -358,50 +371,41 @@ class _Channel:
                 if kind == PRE and any(other.bank == part.bank for other in self.active):
                     self.wake = clock + 1
                     return None
-                return part, kind
+                return part, kind, queue
             self.wake = min(self.wake, ready)
         return None
 
-    def _serve(self, part: Part, kind: int, clock: int) -> None:
-        if (part.opcode in REGISTER) != self.register:
+    def _serve(self, part: Part, kind: int, queue: deque[Part] | list[Part], clock: int) -> None:
+        if part.register != self.register:
             kind = MODE
             self.register = not self.register
         self._issue(kind, clock, part.bank, part.row)
         if kind == part.kind:
-            for queue in (self.active, self.aim, self.reads, self.writes):
-                if any(other is part for other in queue):
-                    self._remove(queue, part)
+            queue.remove(part)
             over = clock + self.latency[kind]
-            if part.opcode in BLOCKING or part.opcode is Opcode.RD_SBK:
+            if part.read:
                 self.answers.append((over, part.opcode))
-            else:
-                self.written = max(self.written, over)
-            if kind not in (Command.GBW, Command.BIAS, Command.RDM, Command.RDAF):
+            elif over > self.written:
+                self.written = over
+            if not part.register:
                 self.accesses += 1
                 self.hits += not part.missed
         elif kind in (ACT, ACTA):
             part.missed = True
-            if part.opcode in (Opcode.RD_SBK, Opcode.WR_SBK):
-                for queue in (self.active, self.reads, self.writes):
-                    if any(other is part for other in queue):
-                        self._remove(queue, part)
+            if part.opcode in PLAIN:  # from now on it comes before all others
+                queue.remove(part)
                 self.active.append(part)
-
-    @staticmethod
-    def _remove(queue: deque[Part] | list[Part], part: Part) -> None:
-        for place, other in enumerate(queue):
-            if other is part:
-                del queue[place]
-                return
 
     # ---- rows and rules ----
 
     def _wanted(self, part: Part) -> int:
         """The command that brings a request forward."""
         if part.kind in ALL_BANKS:
-            if any(row >= 0 and row != part.row for row in self.rows):
-                return PREA
-            return part.kind if all(row == part.row for row in self.rows) else ACTA
+            if self.common == part.row:
+                return part.kind
+            if self.common is None:
+                return PREA if any(row not in (-1, part.row) for row in self.rows) else ACTA
+            return PREA if self.common >= 0 else ACTA
         if part.bank < 0:
             return part.kind
         row = self.rows[part.bank]
@@ -428,14 +432,14 @@ class _Channel:
             self.last_group[bank // BANKS_PER_GROUP][kind] = self.last_bank[bank][kind] = clock
         if kind in self.tables.counted:
             self.activates = [*self.activates[1:], clock]
-        if kind == ACT:
-            self.rows[bank] = row
-        elif kind == PRE:
-            self.rows[bank] = -1
-        elif kind == ACTA:
-            self.rows = [row] * BANKS
-        elif kind in (PREA, Command.WRA):
-            self.rows = [-1] * BANKS
+        if kind in (ACT, PRE):
+            self.rows[bank] = row if kind == ACT else -1
+            self.common = row if kind == ACT else -1
+            if self.rows.count(self.common) < BANKS:
+                self.common = None
+        elif kind in (ACTA, PREA, WRA):
+            self.common = row if kind == ACTA else -1
+            self.rows = [self.common] * BANKS
 
     # ---- refresh ----
 
