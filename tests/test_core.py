@@ -14,7 +14,7 @@ from lutra.cosim.benches import core
 from lutra.cosim.core import CoreBench
 from lutra.cosim.harness import Fault
 from lutra.hls_models.errors import ModelError
-from lutra.hls_models.ternary import executor
+from lutra.hls_models.ternary import core_passes, executor
 from lutra.hls_models.ternary.config import KvFormat
 from lutra.hls_models.ternary.core_cycles import CoreTiming
 from lutra.hls_models.ternary.core_passes import PassTimes
@@ -203,6 +203,13 @@ def test_passes_together_are_passes_alone_in_many_cores(rng: np.random.Generator
     for number in range(100):
         for one in cores(number):
             alone(one, rng)
+
+
+def test_batches_of_any_size(small: list[core.Small], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = small[0]
+    whole = CoreTiming(one.spec, one.program).run(7, 5)
+    monkeypatch.setattr(core_passes, "PASSES", 2)
+    assert_equal(whole, CoreTiming(one.spec, one.program).run(7, 5))
 
 
 def test_more_passes_take_no_more_steps(small: list[core.Small], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
 def test_stream_equals_deliver(rng: np.random.Generator, depth: int) -> None:
     """Queues shorter and longer than the round trip of 5, loads shorter and longer than the queue."""
     config = LoaderConfig(**SMALL, head_beats=depth)
-    one, other = LoaderTiming(config, 3), LoaderTiming(config, 3)
+    one, other, brief = LoaderTiming(config, 3), LoaderTiming(config, 3), LoaderTiming(config, 3, detail=False)
     last = opened = -1
 
     def accept(offered: np.ndarray) -> np.ndarray:
@@ -115,11 +115,12 @@ def test_stream_equals_deliver(rng: np.random.Generator, depth: int) -> None:
 
     for _ in range(30):
         load, offer = Load(LoadTarget.HEAD, LoadMode.DIRECT, 0, int(rng.integers(1, 30))), last + int(rng.integers(-20, 20))
-        assert one.start(load, offer) == other.start(load, offer)
+        assert one.start(load, offer) == other.start(load, offer) == brief.start(load, offer)
         opened = max(offer + int(rng.integers(0, 40)), last + 1)
-        for fast, slow in zip(one.stream(opened), other.deliver(accept), strict=True):
+        for fast, slow, end in zip(one.stream(opened), other.deliver(accept), brief.stream(opened), strict=True):
             np.testing.assert_array_equal(fast, slow)
-        assert one.done == other.done
+            np.testing.assert_array_equal(fast[-depth:], end[-depth:])
+        assert one.done == other.done == brief.done
 
 
 def test_direct_loads_follow_without_a_gap() -> None:

@@ -12,9 +12,6 @@ from lutra.hls_models.ternary.program import Program
 
 __all__ = ["CoreTiming"]
 
-BATCH = 64
-"""Passes evaluated together, at most: enough to hide what a call of numpy costs, few enough for a cache."""
-
 
 class CoreTiming:
     """Cycle model of a core that runs ``program`` from memory of a fixed latency.
@@ -50,8 +47,9 @@ class CoreTiming:
             alike[tokens, last].append(number)
         found: dict[int, tuple[PassBatch, int]] = {}
         for (tokens, last), numbers in alike.items():
-            for first in range(0, len(numbers), BATCH):
-                some = numbers[first : first + BATCH]
+            most = self._units.together(tokens)
+            for first in range(0, len(numbers), most):
+                some = numbers[first : first + most]
                 batch = PassBatch(self._units, tokens, last, [plan[number][0] for number in some])
                 found |= {number: (batch, place) for place, number in enumerate(some)}
         out: list[PassTimes] = []

@@ -35,6 +35,8 @@ __all__ = ["PassBatch", "PassTimes", "Units"]
 
 Cycles = NDArray[np.int64]
 ID_LATENCY = 1  # token memory: request to id
+PASSES, CELLS = 64, 1 << 19
+"""Passes evaluated together, at most, and passes times beats: enough to hide what a call of numpy costs, few enough for memory."""
 DONE = {unit: f"{unit.name.lower()}_done" for unit in Unit}  # boundaries
 UNITS: tuple[Unit, ...] = tuple(unit for unit in Unit if unit is not Unit.END)
 
@@ -86,6 +88,12 @@ class Units:
         self.loads = {index: _load_of(one) for index, one in enumerate(program.instructions) if one.unit is Unit.LOADER}
         self._requantised: dict[tuple[int, ...], Requantised] = {}
 
+    def together(self, tokens: int) -> int:
+        """How many passes of ``tokens`` tokens are evaluated at once, for arrays of a few megabytes."""
+        columns = max(one.fields["columns"] for one in self.program.instructions if one.unit is Unit.VECTOR)
+        widest = max(self.spec.config.ring_rows, tokens * columns // self.spec.config.vector_lanes)
+        return max(1, min(PASSES, CELLS // widest))
+
     def requantised(self, fields: dict[str, int], tokens: int) -> Requantised:
         """VECTOR's codes behind the last z. LINEAR's activation buffer takes a clock more where a token's last codes fill one row and begin another."""
         columns = fields["columns"] >> (fields["operation"] == Operation.GATE)
@@ -112,7 +120,7 @@ class PassBatch:
         self.units, self.spec = units, units.spec
         self.tokens, self.last, self.positions = tokens, last, positions
         passes = (len(positions),)
-        self.loader = LoaderTiming(self.spec.loader, self.spec.config.memory_latency, ID_LATENCY, passes=passes)
+        self.loader = LoaderTiming(self.spec.loader, self.spec.config.memory_latency, ID_LATENCY, passes=passes, detail=units.detail)
         self.head = HeadTiming(self.spec.head)
         units.linear.rest()
         self.begins = np.full((len(units.program.instructions), *passes), -1)
@@ -326,10 +334,10 @@ class PassBatch:
     def _head(self, index: int, instruction: Instruction, granted: Cycles) -> None:
         start = self.head.start(granted)
         self._begun(index, start)
-        rows = self.loader.stream(start + 1).taken
+        beats, rows = self.loader.remaining, self.loader.stream(start + 1).taken
         self._loaded()
         self.token, done = self.head.finish(instruction.fields["vocabulary"], rows[:, -1])
         self.free[Unit.HEAD] = self.head.free
         self._record("head_rows", rows)
         self._record("token", self.token[:, None])
-        self._ended(index, done, rows.shape[-1], {"table and pipeline": done + 1 - start - rows.shape[-1]})
+        self._ended(index, done, beats, {"table and pipeline": done + 1 - start - beats})

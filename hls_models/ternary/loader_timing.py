@@ -88,12 +88,14 @@ class LoaderTiming:
         Clocks from ``id_request`` to ``id``.
     passes
         Leading axes of all cycles.
+    detail
+        Whether ``stream`` tells all beats of a HEAD load, or the last ones only.
     """
 
-    def __init__(self, config: LoaderConfig, latency: int, id_latency: int = 1, *, passes: tuple[int, ...] = ()) -> None:
+    def __init__(self, config: LoaderConfig, latency: int, id_latency: int = 1, *, passes: tuple[int, ...] = (), detail: bool = True) -> None:
         if config.outstanding < latency + 2:
             raise ValueError(f"outstanding must be at least latency + 2 = {latency + 2}, not {config.outstanding}; nearest: {latency + 2}")
-        self.config, self.latency, self.id_latency = config, latency, id_latency
+        self.config, self.latency, self.id_latency, self.detail = config, latency, id_latency, detail
         rooms = (config.ring_rows, config.params_rows, config.rope_rows, config.embed_beats, config.head_beats)
         self._credits = {target: _Credits(np.full((*passes, room), -1)) for target, room in zip(LoadTarget, rooms, strict=True)}
         self._rows_pops = np.full((*passes, config.rows_beats), -1)
@@ -213,14 +215,15 @@ class LoaderTiming:
         return Moved(self._joined(requests), self._joined(taken))
 
     def stream(self, opened: ArrayLike) -> Moved:
-        """``deliver`` to a sink that takes a beat in every clock from ``opened`` (…) on: at once for a HEAD load whose queue covers a request's round trip.
+        """``deliver`` to a sink that takes a beat in every clock from ``opened`` (…) on: at once for a HEAD load that finds its queue's places free.
 
-        Then the sink never waits again once it has the first beat, ``lag`` after its fire: a freed place is refilled before the sink comes to it.
+        The sink comes to the first beat of every ``head_beats`` when that has made its way, ``lag`` from its fire, or, in a longer queue, when it has taken
+        those before; the others follow it clock by clock.
         """
         depth, lag = self.config.head_beats, 1 + self.latency + QUEUE_LATENCY
         credits, first = self._credits[LoadTarget.HEAD], np.maximum(self._valid, self._issued) + 1
         opened = np.asarray(opened, np.int64)
-        if self._load.mode != LoadMode.DIRECT or depth <= lag or (credits.last >= first).any():
+        if self._load.mode != LoadMode.DIRECT or (credits.last >= first).any():
             end = [opened - 1]
 
             def accept(offered: Cycles) -> Cycles:
@@ -229,12 +232,13 @@ class LoaderTiming:
                 return taken
 
             return self.deliver(accept)
-        index = np.arange(self.remaining)
-        taken = np.maximum(opened, first + lag)[..., None] + index
-        fires = first[..., None] + index
-        fires[..., depth:] = np.maximum(fires[..., depth:], taken[..., :-depth] + 1)
-        credits.add(taken)
-        credits.take(self.remaining)
+        index = np.arange(0 if self.detail else max(0, self.remaining - depth), self.remaining)
+        clocks = index // depth * max(depth, lag + 1) + index % depth
+        taken = np.maximum(opened, first + lag)[..., None] + clocks
+        freed = np.where(index < depth, first[..., None] + index, taken - max(depth, lag + 1) + 1)
+        fires = np.maximum(first[..., None] + index, freed)
+        credits.add(taken[..., -depth:])
+        credits.take(min(self.remaining, depth))
         self._planned, self._issued, self.remaining = first, fires[..., -1], 0
         self.finish(taken[..., -1])
         return Moved(fires, taken)
