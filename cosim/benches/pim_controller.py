@@ -298,7 +298,7 @@ def play(design: Bench, cases: dict[str, Case], settings: dict[str, Setting], **
         if one.memory is not None:
             files[f"{settings[name].cells}.cells"] = contents(one.memory, rows=settings[name].config.rows)
         beats[name] = {"command": len(one.run.commands), "readout": len(one.run.readouts_taken)}
-    end = max(max(one.run.done, int(one.run.readouts_taken.max(initial=0))) for one in cases.values())
+    end = max(max(one.run.done, int(one.run.readouts_taken.max(initial=0)), int(one.offers[-1])) for one in cases.values())
     return design.run(stimuli=stimuli, ready=ready, beats=beats, max_cycles=end + 2000, files=files, **options)
 
 
