@@ -75,7 +75,7 @@ def _address(rng: np.random.Generator, config: PimConfig, wide: bool, span: int)
     """A random aligned address, more often than not one of a few, so that instructions meet."""
     unit = config.words_per_beat if wide else 1
     places = max(1, (config.sram_words - span) // unit + 1)
-    return unit * int(rng.choice([0, rng.integers(places), rng.integers(min(places, 4))]))
+    return unit * int(rng.choice([0, int(rng.integers(places)), int(rng.integers(min(places, 4)))]))
 
 
 def _maybe(rng: np.random.Generator, value: int, chance: float = 0.5) -> int | None:
@@ -100,7 +100,7 @@ def _receive(rng: np.random.Generator, config: PimConfig) -> Receive:
         channel,
         channels,
         groups,
-        valid=int(rng.choice([total, rng.integers(total + 1), total + 3])),
+        valid=int(rng.choice([total, int(rng.integers(total + 1)), total + 3])),
         dst=_maybe(rng, base[0], 0.9),
         split=split,
         head_step=0 if wide else step,
@@ -128,7 +128,7 @@ def _vector(rng: np.random.Generator, config: PimConfig) -> Vector:
         operation,
         a,
         beats,
-        valid=int(rng.choice([total, rng.integers(total + 1), total + 3])),
+        valid=int(rng.choice([total, int(rng.integers(total + 1)), total + 3])),
         dst=_maybe(rng, dst, 0.7),
         b=b if operation == Operation.ADD else _maybe(rng, b),
         c=_maybe(rng, c),
@@ -154,8 +154,10 @@ def _alike(rng: np.random.Generator, config: PimConfig, one: Instruction) -> Ins
     if isinstance(one, Receive):
         other = _receive(rng, config)
         span = config.sram_words // 3
-        addresses = {name: None if getattr(one, name) is None else _address(rng, config, one.wide, span) for name in ("partial", "bias", "residual")}
-        same = {name: getattr(one, name) for name in ("wide", "function", "statistic", "keep", "base")}
+        addresses: dict[str, Any] = {
+            name: None if getattr(one, name) is None else _address(rng, config, one.wide, span) for name in ("partial", "bias", "residual")
+        }
+        same: dict[str, Any] = {name: getattr(one, name) for name in ("wide", "function", "statistic", "keep", "base")}
         scale = None if one.scale is None else int(rng.integers(SCALARS - config.channels))
         return replace(other, **addresses, **same, scale=scale, drain=False)
     vector = _vector(rng, config)

@@ -72,6 +72,8 @@ def check(instruction: Instruction, config: PimConfig) -> None:
     for name, scalar in (("scale", work.s + last * (work.scale != Scale.NONE)), ("stat", work.stat + last * (work.statistic == Statistic.MAX))):
         if scalar >= SCALARS:
             raise ValueError(f"{name} must be at most {SCALARS - 1}, not {scalar}")
+    if work.statistic in (Statistic.MAX, Statistic.ARGMAX) and _scalars(work) & _stats(work):
+        raise ValueError(f"stat must not be a scalar that items are still computed with, not {work.stat}")
     unit = config.words_per_beat if work.wide else 1
     for name, base in _bases(work).items():
         if base % unit or base + _span(work, config) > config.sram_words:
@@ -89,6 +91,20 @@ def _bases(work: Work) -> dict[str, int]:
         "dst": work.store,
     }
     return {name: getattr(work, name) for name, is_used in used.items() if is_used}
+
+
+def _scalars(work: Work) -> set[int]:
+    """Scalars that items are computed with."""
+    if work.scale != Scale.SCALAR and work.add != Add.SCALAR:
+        return set()
+    return set(range(work.s, work.s + -(-work.channels // work.split)))
+
+
+def _stats(work: Work) -> set[int]:
+    """Scalars that a statistic is written to."""
+    if work.statistic == Statistic.NONE:
+        return set()
+    return set(range(work.stat, work.stat + (-(-work.channels // work.split) if work.statistic == Statistic.MAX else 1)))
 
 
 def _span(work: Work, config: PimConfig) -> int:
@@ -112,17 +128,14 @@ def check_program(instructions: Sequence[Instruction], config: PimConfig) -> Non
         if not work.follows(before):
             written, results = [], set()
         before, span = work, _span(work, config)
-        segments = -(-work.channels // work.split)
         for name, base in _bases(work).items():
             if any(base < end and start < base + span for start, end in written):
                 raise ValueError(f"instruction {number}: {name} = {base} must not be in use by one before it that is not drained")
-        scalars = set(range(work.s, work.s + segments)) if work.scale == Scale.SCALAR or work.add == Add.SCALAR else set()
-        stats = set(range(work.stat, work.stat + segments)) if work.statistic != Statistic.NONE else set()
-        if results & (scalars | (stats if work.keep else set())):
+        if results & (_scalars(work) | (_stats(work) if work.keep else set())):
             raise ValueError(f"instruction {number}: scalars must not be in use by one before it that is not drained")
         if work.store:
             written.append((work.dst, work.dst + span))
-        results |= stats
+        results |= _stats(work)
 
 
 class Companion:
