@@ -6,6 +6,7 @@ The cycles were given by arkhadem/aim_simulator itself, with its GDDR6_AiM prese
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -70,6 +71,51 @@ KNOWN = {
 def test_cycles_are_those_of_the_open_simulator(name: str) -> None:
     lines, cycles = KNOWN[name]
     assert run(lines()).cycles == cycles
+
+
+def random_trace(seed: int) -> list[str]:
+    """A mixture of everything on few or many channels, banks and rows."""
+    pick = Random(seed)
+    aim = ["WR_GB", "WR_BIAS", "RD_MAC", "RD_AF", "COPY_BKGB", "COPY_GBBK", "MAC_SBK", "MAC_ABK", "AF", "EWMUL", "WR_ABK", "SYNC", "EWADD"]
+    plain = ["R", "W", "WR_SBK", "RD_SBK"]
+    pool = pick.choice([aim + plain, aim + plain, aim, plain, [*plain, "MAC_SBK", "COPY_BKGB"]])
+    pool = pick.sample(pool, pick.randint(1, len(pool)))
+    masks = [pick.choice([0xFFFFFFFF, 0xFF, 1, 1 << 31, pick.getrandbits(32) | 1]) for _ in range(3)]
+    banks, rows = pick.choice([2, 16]), pick.choice([2, 8, 200])
+    lines = []
+    for _ in range(pick.randint(5, 250)):
+        name = pick.choice(pool)
+        for _ in range(pick.choice([1, 1, 1, pick.randint(1, 20)])):
+            size, mask, bank, row = pick.choice([1, 2, 64, pick.randint(1, 64)]), pick.choice(masks), pick.randrange(banks), pick.randrange(rows)
+            fields = {
+                "R": f"MEM {pick.choice([0, 0, 31])} {bank} {row}",
+                "WR_GB": f"{size} 0 {mask}",
+                "MAC_ABK": f"{size} {mask} {row}",
+                "AF": f"{mask}",
+                "WR_ABK": f"0 {1 << pick.choice([0, 31])} {row}",
+                "WR_SBK": f"0 {mask} {bank} {row}",
+                "WR_BIAS": f"0 {mask}",
+                "MAC_SBK": f"{size} {mask} {bank} {row}",
+                "EWADD": "1 0 1",
+                "SYNC": "",
+            }
+            alike = {"W": "R", "EWMUL": "MAC_ABK", "RD_SBK": "WR_SBK", "RD_MAC": "WR_BIAS", "RD_AF": "WR_BIAS", "COPY_BKGB": "MAC_SBK", "COPY_GBBK": "MAC_SBK"}
+            if name == "AF":
+                lines.append(f"W CFR 2 {pick.randrange(3)}")
+            lines.append(f"{'' if name in 'RW' else 'AiM '}{name} {fields[alike.get(name, name)]}")
+    return lines
+
+
+MIXED = {
+    0: 2112, 1: 2476, 2: 10748, 3: 24721, 4: 43783, 5: 10357, 6: 2324, 7: 4723, 8: 5746, 9: 2584, 10: 3749, 11: 1504,
+    12: 515, 13: 5085, 14: 721, 15: 13531, 16: 48267, 17: 50496, 18: 18814, 19: 24999, 20: 9061, 21: 4982, 22: 5575, 23: 25489,
+}  # fmt: skip
+"""Cycles of ``random_trace(seed)`` on the open simulator (commit 0f28a07, built as released: without assertions)."""
+
+
+@pytest.mark.parametrize("seed", MIXED)
+def test_mixtures_take_the_open_simulators_cycles(seed: int) -> None:
+    assert run(random_trace(seed)).cycles == MIXED[seed]
 
 
 def test_commands_and_row_hits_are_counted() -> None:
