@@ -63,6 +63,8 @@ KNOWN = {
     "macab": (lambda: rows(f"AiM MAC_ABK 64 {ALL} {{row}}"), 231_383),
     "bias_mac_rdmac_mac": (lambda: rows(f"AiM WR_BIAS 4 {ALL}", f"AiM MAC_ABK 64 {ALL} 0", f"AiM RD_MAC 4 {ALL}", f"AiM MAC_ABK 64 {ALL} 1"), 576_482),
     "buffer_copies": (lambda: rows(f"AiM WR_GB 64 0 {ALL}", f"AiM COPY_GBBK 64 {ALL} 0 {{row}}", f"AiM COPY_BKGB 64 {ALL} 8 {{row}}"), 637_890),
+    "wrbias": (lambda: rows(f"AiM WR_BIAS 4 {ALL}"), 2_083),
+    "bias_mac_af_rdaf": (lambda: rows(f"AiM WR_BIAS 4 {ALL}", f"AiM MAC_ABK 64 {ALL} 0", f"AiM AF {ALL}", f"AiM RD_AF 4 {ALL}"), 424_960),
     "gpt3xl_layer": (layer, 111_617),
 }
 
