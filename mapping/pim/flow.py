@@ -46,10 +46,18 @@ class Step:
 
 
 class Flow:
-    """Collects steps; ``program`` puts them in order."""
+    """Collects steps; ``program`` puts them in order.
 
-    def __init__(self, config: PimConfig) -> None:
-        self.config = config
+    Parameters
+    ----------
+    config
+        The system.
+    overlap
+        Sends may run ahead and instructions follow each other in the pipeline; without it one thing is done after the other, as in PIM-GPT.
+    """
+
+    def __init__(self, config: PimConfig, *, overlap: bool = True) -> None:
+        self.config, self.overlap = config, overlap
         self.steps: list[Step] = []
 
     def step(self, label: str, after: int | None = 0) -> Step:
@@ -71,7 +79,7 @@ class Flow:
         for step in [*self.steps, None]:
             parts = before.receive if before is not None else []
             needed = len(parts)
-            if step is not None and before is not None and step.after is not None and self._safe(before, step):
+            if self.overlap and step is not None and before is not None and step.after is not None and self._safe(before, step):
                 needed = min(step.after, needed)
             for part in parts[:needed]:
                 put(before.label if before is not None else "", part)
@@ -83,7 +91,8 @@ class Flow:
         channels = range(self.config.channels)
         macros = tuple(tuple(macro for step in self.steps for macro in step.macros[channel]) for channel in channels)
         shared: dict[tuple[Macro, ...], tuple[Macro, ...]] = {}
-        return Program(tuple(shared.setdefault(one, one) for one in macros), tuple(overlapped(instructions, self.config)), labels)
+        ordered = overlapped(instructions, self.config) if self.overlap else instructions
+        return Program(tuple(shared.setdefault(one, one) for one in macros), tuple(ordered), labels)
 
     def _safe(self, before: Step, step: Step) -> bool:
         """Both steps' data fit their queues, or the read-outs of the step before do: neither side can wait for the other in a circle."""

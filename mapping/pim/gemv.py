@@ -62,7 +62,7 @@ def gemv(inputs: int, outputs: int, config: PimConfig) -> Gemv:
         chunks.append(placements(columns, groups, costs)[0][1].at(row))
         row += chunks[-1].rows
     shelf = Shelf(row, config.banks, config.columns)
-    vector, bias = (shelf.place(size, config.lanes, config.channels) for size in (inputs, outputs))
+    vector, bias = shelf.place((inputs, outputs), config.lanes, config.channels)
     matrix, rows = Matrix("gemv", outputs, inputs, tuple(chunks)), row + shelf.rows
     if rows > config.rows:
         raise ModelError(f"a matrix of {outputs} x {inputs} needs {rows} rows per bank, {config.name} has {config.rows}")
@@ -76,8 +76,8 @@ def gemv(inputs: int, outputs: int, config: PimConfig) -> Gemv:
         )
     flow, channels = Flow(config), range(config.channels)
     step = flow.step("vectors")
+    step.add(channels, *read((*vector.pieces, *bias.pieces)))
     for striped, dst in ((vector, x), (bias, y)):
-        step.add(channels, *read(striped.pieces))
         step.receive.append([Receive(0, config.channels, striped.columns, striped.values, dst, wide=True)])
     for i, (chunk, start) in enumerate(zip(chunks, matrix.starts(), strict=True)):
         step = flow.step("gemv", after=None if i == 0 else 0)

@@ -69,14 +69,17 @@ class Golden:
         x = add(self.positions[: len(ids)], self.embedding[ids])
         total = arithmetic.beat_sum(x, self.config.lanes)
         for (joint, output, up, down), (query_bias, output_bias, up_bias, down_bias) in self.layers:
-            y = self._product(joint, self._norm(x, total))
+            centred, scale = self._norm(x, total)
+            y = mul(self._product(joint, centred), scale)
             y[:, self.biased :] = add(y[:, self.biased :], query_bias[self.biased :])
             x = add(add(self._product(output, self._attention(y)), output_bias), x)
             total = arithmetic.beat_sum(x, self.config.banks)
-            h = self._activation(add(self._product(up, self._norm(x, total)), up_bias))
+            centred, scale = self._norm(x, total)
+            h = self._activation(add(mul(self._product(up, centred), scale), up_bias))
             x = add(add(self._product(down, h), down_bias), x)
             total = arithmetic.beat_sum(x, self.config.banks)
-        return self._product(self.head, add(mul(self._norm(x, total), self.gain), self.bias))
+        centred, scale = self._norm(x, total)
+        return self._product(self.head, add(mul(mul(centred, scale), self.gain), self.bias))
 
     def losses(self, ids: NDArray[np.integer], window: int | None = None) -> NDArray[np.float64]:
         """Nats of every next token (len(ids) - 1,), windows of ``window`` (the positions) one behind the other."""
@@ -114,11 +117,12 @@ class Golden:
     def _burst(self, rows: mac.Operand | Bits16, buffers: Bits16) -> Floats:
         return arithmetic.bf16_values(mac.read_out(mac.gemv(rows, buffers, 0, self.config.accumulator)))
 
-    def _norm(self, x: Floats, total: Floats) -> Floats:
+    def _norm(self, x: Floats, total: Floats) -> tuple[Floats, Floats]:
+        """x - mean, and 1/deviation (tokens, 1)."""
         share = np.float32(1 / self.shape.hidden)
         centred = sub(x, mul(total, share)[:, None])
         variance = add(mul(arithmetic.beat_sum(mul(centred, centred), self.config.lanes), share), np.float32(self.shape.eps))
-        return mul(centred, self._function("rsqrt", functions.rsqrt, lambda v: 1 / np.sqrt(v), variance)[:, None])
+        return centred, self._function("rsqrt", functions.rsqrt, lambda v: 1 / np.sqrt(v), variance)[:, None]
 
     def _attention(self, joint: Floats) -> Floats:
         """Weighted values of all heads, side by side in whole words."""

@@ -2,8 +2,9 @@
 """One token of a GPT model as a program (architecture.md, 4.7): embedding, layers, head.
 
 The channels' order within a layer: biases; values, keys and queries; the key's write; scores of two passes of heads; the value's writes, while the
-softmax is worked on; weighted values and scores of the passes in turn; output; biases; feed-forward. Everything the companion chip works out lies
-between a step's receipts and the sends of the next; ``Flow`` lets sends run ahead.
+softmax is worked on; weighted values and scores of the passes in turn; output; biases; feed-forward. Layer norms send x - mean at once and multiply
+what comes back by 1/deviation, which is worked out meanwhile. Everything else that the companion chip works out lies between a step's receipts and the
+sends of the next; ``Flow`` lets sends run ahead.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def _k(value: float) -> int:
     return bits
 
 
-def lower(partition: Partition, position: int, token: int = 0) -> Program:
+def lower(partition: Partition, position: int, token: int = 0, *, overlap: bool = True) -> Program:
     """Program of the token at ``position``: it attends to ``position`` + 1 tokens and leaves the next token in the index register.
+
+    Without ``overlap`` channels and companion chip work in turn, which is what the difference shows the gain of.
 
     Raises
     ------
@@ -67,7 +70,7 @@ def lower(partition: Partition, position: int, token: int = 0) -> Program:
         raise ModelError(f"{shape.name}: token must be 0 to {shape.vocabulary - 1}, not {token}")
     if not 0 <= position < partition.tokens:
         raise ModelError(f"{shape.name}: position must be 0 to {partition.tokens - 1}, not {position}: keys and values have room for {partition.tokens} tokens")
-    return _Token(partition, position).program(token)
+    return _Token(partition, position, overlap).program(token)
 
 
 def clear(partition: Partition, step: int = 0) -> Program:
@@ -89,12 +92,12 @@ def clear(partition: Partition, step: int = 0) -> Program:
 
 
 class _Token:
-    def __init__(self, partition: Partition, position: int) -> None:
+    def __init__(self, partition: Partition, position: int, overlap: bool) -> None:
         self.p, self.shape, self.config = partition, partition.shape, partition.config
         self.position, self.context = position, position + 1
         self.layout = partition.layout
         self.sram = Sram.plan(self.shape, self.config, self.layout, self.context)
-        self.flow = Flow(self.config)
+        self.flow = Flow(self.config, overlap=overlap)
         self.channels = range(self.config.channels)
         self.all = (1 << self.config.channels) - 1
         self.block = partition.block
@@ -116,16 +119,19 @@ class _Token:
     def load(self, label: str, *vectors: tuple[Striped, int]) -> None:
         """Striped vectors into the SRAM."""
         step = self.flow.step(label)
+        step.add(self.channels, *read(piece for vector, _ in vectors for piece in vector.pieces))
         for vector, dst in vectors:
-            step.add(self.channels, *read(vector.pieces))
             step.receive.append([Receive(0, self.config.channels, vector.columns, vector.values, dst, wide=True)])
 
-    def norm(self) -> list[Instruction]:
-        """x, whose sum is known, to c = x - mean and S[SCALE] = 1 / sqrt(mean of squares + eps)."""
-        d, s = self.shape.hidden, self.sram
+    def mean(self) -> list[Instruction]:
+        """S[SUM] = mean of x, whose sum it was."""
+        return [Scalar(ScalarOperation.MULK, SUM, SUM, k=_k(1 / self.shape.hidden))]
+
+    def deviation(self, dst: int | None = None) -> list[Instruction]:
+        """S[SCALE] = 1 / sqrt(mean square of x - mean, + eps); ``dst`` keeps x - mean."""
+        d = self.shape.hidden
         return [
-            Scalar(ScalarOperation.MULK, SUM, SUM, k=_k(1 / d)),
-            Vector(Operation.CENTER, s.x, self.beats(d), d, dst=s.c, s=SUM, statistic=Statistic.SUMSQ, stat=SQUARES),
+            Vector(Operation.CENTER, self.sram.x, self.beats(d), d, dst=dst, s=SUM, statistic=Statistic.SUMSQ, stat=SQUARES),
             Scalar(ScalarOperation.MULK, SQUARES, SQUARES, k=_k(1 / d)),
             Scalar(ScalarOperation.ADDK, SQUARES, SQUARES, k=_k(self.shape.eps)),
             Scalar(ScalarOperation.RSQRT, SCALE, SQUARES),
@@ -138,7 +144,7 @@ class _Token:
         def send(start: int, beats: int) -> list[Instruction]:
             at = start * unit
             valid = min(beats * self.config.lanes, values - start * self.config.lanes)
-            scalar = SCALE if operation == Operation.SCALE else 0
+            scalar = {Operation.SCALE: SCALE, Operation.CENTER: SUM}.get(operation, 0)
             b, c = (None if word is None else word + at for word in (gain, bias))
             return [Vector(operation, base + at, beats, valid, b=b, c=c, s=scalar, mask=self.all)]
 
@@ -153,21 +159,23 @@ class _Token:
         final: Callable[[int], Receive],
         *,
         before: Sequence[Instruction] = (),
+        behind: Sequence[Instruction] = (),
         after: int | None = 0,
         cuts: Sequence[int] = (),
         groups: range | None = None,
     ) -> None:
         """Steps of a matrix, one per chunk: partial sums in ``partial``; ``final(g)`` makes the last chunk's receipt from group g on.
 
-        ``before``: what the first send needs; ``after``: of the first step; ``cuts``: groups at which the last receipt is cut in parts; ``groups``: of the
-        matrix, all where not given.
+        ``before``, ``behind``: what is done before and after the first send; ``after``: of the first step; ``cuts``: groups at which the last receipt is
+        cut in parts; ``groups``: of the matrix, all where not given.
         """
         config, span = self.config, range(matrix.groups) if groups is None else groups
         outputs = min(matrix.outputs - span.start * config.banks * config.channels, len(span) * config.banks * config.channels)
         for i, (chunk, start) in enumerate(zip(matrix.chunks, matrix.starts(), strict=True)):
             step = self.flow.step(label, after=after if i == 0 else 0)
             step.add(self.channels, *multiply([chunk.position(g) for g in span], chunk.columns, config))
-            step.send = [*(before if i == 0 else ()), *source(start, chunk.columns)]
+            sent = source(start, chunk.columns)
+            step.send = [*before, *sent, *behind] if i == 0 else sent
             held = partial if i else None
             if i < len(matrix.chunks) - 1:
                 step.receive = [[Receive(0, config.channels, len(span), outputs, partial, partial=held)]]
@@ -208,14 +216,15 @@ class _Token:
 
         def joint(low: int) -> Receive:
             bias = s.query_bias + (low - biased) * channels if low >= biased else None
-            return Receive(0, channels, 0, 0, s.joint + low * channels, bias=bias)
+            return Receive(0, channels, 0, 0, s.joint + low * channels, scale=SCALE, bias=bias)
 
         cuts = sorted({cut for cut in (biased, whole) if 0 < cut < places.joint.groups})
-        source = self.source(s.c, self.shape.hidden, Operation.SCALE)
-        self.linear(f"{label} values, keys, queries", places.joint, source, s.joint, joint, before=self.norm(), cuts=cuts)
+        source = self.source(s.x, self.shape.hidden, Operation.CENTER)
+        label_joint = f"{label} values, keys, queries"
+        self.linear(label_joint, places.joint, source, s.joint, joint, before=self.mean(), behind=self.deviation(), cuts=cuts)
         self.write_key(layer, after=len(cuts) if whole < places.joint.groups else None)
         passes = range(len(layout.passes))
-        if s.overlap:
+        if s.overlap and self.flow.overlap:
             for i in passes[:2]:
                 self.scores(layer, i)
             self.write_values(layer)
@@ -363,11 +372,11 @@ class _Token:
 
         def up(low: int) -> Receive:
             at = low * config.channels
-            return Receive(0, config.channels, 0, 0, s.up + at, bias=s.up_bias + at, function=function)
+            return Receive(0, config.channels, 0, 0, s.up + at, scale=SCALE, bias=s.up_bias + at, function=function)
 
         first = -(-places.down.chunks[0].columns * config.lanes // (config.channels * config.banks))
-        source = self.source(s.c, self.shape.hidden, Operation.SCALE)
-        self.linear(f"{label} up", places.up, source, s.up, up, before=self.norm(), cuts=[first])
+        source = self.source(s.x, self.shape.hidden, Operation.CENTER)
+        self.linear(f"{label} up", places.up, source, s.up, up, before=self.mean(), behind=self.deviation(), cuts=[first])
         self.linear(f"{label} down", places.down, self.source(s.up, self.shape.ffn), s.up_bias, self.onto_x(s.down_bias), after=1)
 
     def head(self) -> None:
@@ -382,7 +391,7 @@ class _Token:
             receipt = Receive(0, config.channels, 0, 0, None, statistic=Statistic.ARGMAX, stat=BEST, keep=low > 0, base=base)
             groups = range(low, min(low + size, matrix.groups))
             # The gains must be there before the first send.
-            before, after = (self.norm(), None) if not low else ((), 0)
+            before, after = ([*self.mean(), *self.deviation(s.c)], None) if not low else ([], 0)
             self.linear(HEAD_LABEL, matrix, source, s.tile, lambda _, r=receipt: r, before=before, after=after, groups=groups)  # type: ignore[misc]
 
 

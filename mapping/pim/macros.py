@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.program import Macro, MacroKind
@@ -44,8 +45,15 @@ def multiply(positions: Sequence[int], count: int, config: PimConfig) -> list[Ma
 
 
 def read(parts: Iterable[Piece]) -> list[Macro]:
-    """Columns of a bank, piece by piece."""
-    return [Macro(MacroKind.READ, row=p.row, column=p.column, bank=p.bank, count=p.count) for p in parts]
+    """Columns of banks, piece by piece; pieces that follow each other in a row are one READ."""
+    made: list[Macro] = []
+    for p in parts:
+        before = made[-1] if made else None
+        if before is not None and (before.row, before.bank, before.column + before.count) == (p.row, p.bank, p.column):
+            made[-1] = replace(before, count=before.count + p.count)
+        else:
+            made.append(Macro(MacroKind.READ, row=p.row, column=p.column, bank=p.bank, count=p.count))
+    return made
 
 
 def write(bank: int, position: int, count: int, config: PimConfig) -> list[Macro]:

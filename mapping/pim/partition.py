@@ -8,7 +8,7 @@ appends rows and moves nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -246,10 +246,13 @@ class _Placer:
         chunks = tuple(self.take(f"{name} chunk {i}", self.chosen(columns, groups)[1]) for i, columns in enumerate(self.chunk_columns(inputs, groups)))
         return Matrix(name, outputs, inputs, chunks)
 
-    def shelf(self, name: str, sizes: dict[str, int]) -> dict[str, Striped]:
+    def shelf(self, name: str, together: Sequence[dict[str, int]]) -> dict[str, Striped]:
+        """Vectors by name from their sizes; those of one dictionary are read together."""
         row = self.regions[-1].row + self.regions[-1].rows if self.regions else 0
         shelf = Shelf(row, self.config.banks, self.config.columns)
-        found = {key: shelf.place(size, self.config.lanes, self.config.channels) for key, size in sizes.items()}
+        found: dict[str, Striped] = {}
+        for sizes in together:
+            found |= dict(zip(sizes, shelf.place(list(sizes.values()), self.config.lanes, self.config.channels), strict=True))
         self.regions.append(Region(name, row, shelf.rows))
         return found
 
@@ -271,10 +274,10 @@ class _Placer:
         per_row = config.columns // columns
         table = self.take("positions", Groups(0, columns, -(-self.positions // config.banks), per_row, config.columns))
         query_bias = layout.outputs - layout.query_offset // config.channels * config.channels * config.banks
-        sizes = {"gain": d, "bias": d}
+        together = [{"gain": d, "bias": d}]
         for i in range(shape.layers):
-            sizes |= {f"{i} query": query_bias, f"{i} output": d, f"{i} up": shape.ffn, f"{i} down": d}
-        vectors = self.shelf("vectors", sizes)
+            together += [{f"{i} query": query_bias, f"{i} output": d, f"{i} down": d}, {f"{i} up": shape.ffn}]
+        vectors = self.shelf("vectors", together)
         head = self.matrix("head", shape.vocabulary, d)
         embedding = head if shape.tied else self.matrix("embedding", shape.vocabulary, d)
         layers = tuple(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lutra.mapping.pim.costs import Costs
@@ -109,17 +109,20 @@ class Shelf:
     def __init__(self, row: int, banks: int, row_columns: int) -> None:
         self._first, self._banks, self._columns, self._used = row, banks, row_columns, 0
 
-    def place(self, values: int, lanes: int, channels: int) -> Striped:
-        """The next columns, for a vector of ``values``."""
-        beats = -(-values // lanes)
-        count, found = -(-beats // channels), []
+    def place(self, sizes: Sequence[int], lanes: int, channels: int) -> list[Striped]:
+        """The next columns, for vectors of these sizes that are read together: in one row of a bank if they fit one."""
+        columns = [-(-size // (lanes * channels)) for size in sizes]
+        if self._columns - self._used % self._columns < sum(columns) <= self._columns:
+            self._used = -(-self._used // self._columns) * self._columns
+        return [Striped(size, -(-size // lanes), tuple(self._next(count))) for size, count in zip(sizes, columns, strict=True)]
+
+    def _next(self, count: int) -> Iterator[Piece]:
         while count:
             strip, column = divmod(self._used, self._columns)
             row, bank = divmod(strip, self._banks)
             part = min(count, self._columns - column)
-            found.append(Piece(bank, self._first + row, column, part))
+            yield Piece(bank, self._first + row, column, part)
             self._used, count = self._used + part, count - part
-        return Striped(values, beats, tuple(found))
 
     @property
     def rows(self) -> int:

@@ -28,8 +28,8 @@ def score_stride(context: int, split: int, config: PimConfig) -> int:
 class Sram:
     """First words of regions.
 
-    ``x``: residual stream; ``c``: its centred form, then the heads' outputs; ``down_bias`` lives through a layer. Attention: ``output_bias``, ``joint``
-    (values, keys, queries; later partial sums of the output), ``scores`` of two passes in turn (the queries' bias before). Feed-forward: ``up``,
+    ``x``: residual stream; ``c``: the heads' outputs, its centred form before the head; ``down_bias`` lives through a layer. Attention: ``output_bias``,
+    ``joint`` (values, keys, queries; later partial sums of the output), ``scores`` of two passes in turn (the queries' bias before). Feed-forward: ``up``,
     ``up_bias`` (later partial sums of down). Head: ``gain``, ``bias``, ``tile`` of ``tile_words``.
     """
 
