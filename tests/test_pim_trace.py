@@ -151,6 +151,11 @@ def test_plain_writes_and_aim_requests_do_not_mix() -> None:
     assert mixed > apart
 
 
+def test_a_row_that_an_activated_write_waits_for_stays_open() -> None:
+    """An AiM request for another row of its bank waits; as that simulator takes it."""
+    assert run(["R MEM 31 2 28", "R MEM 31 12 37", "W MEM 31 1 13", "AiM MAC_SBK 2 255 1 2"]).cycles == 225
+
+
 MEANWHILE = "AiM AF 0x2"
 """Gives plain requests time: as there, EOC waits for answers under way, not for requests whose row is just being opened."""
 

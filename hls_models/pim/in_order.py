@@ -332,6 +332,8 @@ class _Channel:
             ready = self._earliest(kind, part.bank)
             if ready > clock:
                 self.wake = min(self.wake, ready)
+            elif self._held(kind, part.bank):
+                self.wake = clock + 1
             else:
                 found = (part, kind, self.aim)
         elif found is None:
@@ -368,12 +370,16 @@ class _Channel:
                 looked[place] = kind, self._earliest(kind, part.bank)
             kind, ready = looked[place]
             if ready <= clock:
-                if kind == PRE and any(other.bank == part.bank for other in self.active):
+                if self._held(kind, part.bank):
                     self.wake = clock + 1
                     return None
                 return part, kind, queue
             self.wake = min(self.wake, ready)
         return None
+
+    def _held(self, kind: int, bank: int) -> bool:
+        """It would close the row that an activated request waits for."""
+        return kind == PRE and any(part.bank == bank for part in self.active)
 
     def _serve(self, part: Part, kind: int, queue: deque[Part] | list[Part], clock: int) -> None:
         if part.register != self.register:
