@@ -231,9 +231,9 @@ def test_placement_is_chosen_by_cycles_not_by_row_hits() -> None:
     assert one.layers[0].down.groups == 6 and len(one.layers[0].down.chunks) == 3
 
 
-def command_cycles(config: PimConfig, positions: list[int], count: int) -> int:
+def command_cycles(config: PimConfig, positions: list[int], count: int, batch: int) -> int:
     """From the first activate until a row could be opened behind the last burst, by the per-command path (every row is open for tRAS)."""
-    batch, macros = config.accumulators_per_bank, []
+    macros = []
     for i, position in enumerate(positions):
         row, column = divmod(position, config.columns)
         last = i % batch == batch - 1 or i == len(positions) - 1
@@ -262,9 +262,9 @@ def test_costs_are_those_of_the_channel(early: bool, accumulators: int) -> None:
     assert costs.row_switch == 226
     for columns, groups in ((64, 3), (48, 33), (8, 59), (5, 14), (60, 100), (1, 4)):
         for cycles, placed in placements(columns, groups, costs):
-            assert cycles == costs.bursts(placed.positions(), columns)
+            assert cycles == costs.bursts(placed.positions(), columns, placed.batch)
             # a macro's first command comes a cycle later than a command within one
-            assert 0 <= command_cycles(config, placed.positions(), columns) - cycles <= groups, (columns, placed.per_row)
+            assert 0 <= command_cycles(config, placed.positions(), columns, placed.batch) - cycles <= groups, (columns, placed.per_row)
     ways = placements(64, 8, costs)
     assert [way[0] for way in ways] == sorted(way[0] for way in ways)
 

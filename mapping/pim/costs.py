@@ -41,20 +41,20 @@ class Costs:
         n = self.timing.cycles
         return n("tRCDMAC") + (self.config.columns - 1) * n("tCCDL") + n("tRTP") + n("tRP")
 
-    def bursts(self, positions: Sequence[int], count: int, *, read: bool = True) -> int:
+    def bursts(self, positions: Sequence[int], count: int, batch: int = 1) -> int:
         """Cycles of bursts of ``count`` MACs at ``positions`` (columns from row 0), the first row being opened at 0, until the next row could be opened.
 
-        Every burst is read out, ``accumulators_per_bank`` at a time, unless ``read`` is false.
+        ``batch`` bursts are read out at a time.
         """
-        columns, batch = self.config.columns, self.config.accumulators_per_bank
+        columns = self.config.columns
         early = self.config.activate_in_register_mode
         run = _Run(self.gap)
         row = -1
         for index, position in enumerate(positions):
             first, last = position // columns, (position + count - 1) // columns
             done = index % batch
-            reads = batch if read and index and not done else 0
-            loads = min(batch, len(positions) - index) if read and index and not done else 0
+            reads = batch if index and not done else 0
+            loads = min(batch, len(positions) - index) if index and not done else 0
             switch = first != row
             if switch and row >= 0:
                 run.issue(C.PREA)

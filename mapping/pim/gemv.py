@@ -81,7 +81,7 @@ def gemv(inputs: int, outputs: int, config: PimConfig) -> Gemv:
         step.receive.append([Receive(0, config.channels, striped.columns, striped.values, dst, wide=True)])
     for i, (chunk, start) in enumerate(zip(chunks, matrix.starts(), strict=True)):
         step = flow.step("gemv", after=None if i == 0 else 0)
-        step.add(channels, *multiply(chunk.positions(), chunk.columns, config))
+        step.add(channels, *multiply(chunk.positions(), chunk.columns, config, chunk.batch))
         valid = min(chunk.columns * config.lanes, inputs - start * config.lanes)
         step.send = [Vector(Operation.COPY, x + start * config.words_per_beat, chunk.columns, valid, mask=(1 << config.channels) - 1)]
         last = i == len(chunks) - 1

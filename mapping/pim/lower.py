@@ -173,7 +173,7 @@ class _Token:
         outputs = min(matrix.outputs - span.start * config.banks * config.channels, len(span) * config.banks * config.channels)
         for i, (chunk, start) in enumerate(zip(matrix.chunks, matrix.starts(), strict=True)):
             step = self.flow.step(label, after=after if i == 0 else 0)
-            step.add(self.channels, *multiply([chunk.position(g) for g in span], chunk.columns, config))
+            step.add(self.channels, *multiply([chunk.position(g) for g in span], chunk.columns, config, chunk.batch))
             sent = source(start, chunk.columns)
             step.send = [*before, *sent, *behind] if i == 0 else sent
             held = partial if i else None
@@ -292,7 +292,7 @@ class _Token:
         for number in range(-(-self.context // self.p.reservation)):
             keys = self.p.keyvalues[number][layer][i].keys
             positions += keys.positions(min(keys.groups, groups - len(positions)))
-        step.add(range(part.channels), *multiply(positions, layout.beats, self.config))
+        step.add(range(part.channels), *multiply(positions, layout.beats, self.config, self.p.keyvalues[0][layer][i].keys.batch))
         stride, dst = score_stride(self.context, part.split, self.config), s.scores[i % 2]
         step.receive = [
             [
@@ -345,7 +345,7 @@ class _Token:
                 word = self.weights(i, head, store=True).a + b * self.block // config.banks
                 step.send.append(Vector(Operation.COPY, word, self.beats(tokens), tokens, mask=self._mask(part, head)))
             room = self.p.keyvalues[b // per_step][layer][i].values[b % per_step]
-            step.add(range(part.channels), *multiply(room.positions(groups), self.beats(tokens), config))
+            step.add(range(part.channels), *multiply(room.positions(groups), self.beats(tokens), config, room.batch))
             last = b == self.blocks - 1
             reciprocals: list[Instruction] = [Scalar(ScalarOperation.RECIPROCAL, sums + head, sums + head) for head in range(part.heads)] if last else []
             step.receive = [

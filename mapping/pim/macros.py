@@ -24,9 +24,9 @@ def runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         i = j + 1
 
 
-def multiply(positions: Sequence[int], count: int, config: PimConfig) -> list[Macro]:
-    """``count`` buffer entries are filled while the first row opens and its accumulators are cleared; then a burst per position, each read out."""
-    width, batch = config.columns, config.accumulators_per_bank
+def multiply(positions: Sequence[int], count: int, config: PimConfig, batch: int = 1) -> list[Macro]:
+    """``count`` buffer entries are filled while the first row opens and its accumulators are cleared; then a burst per position, read out in batches."""
+    width = config.columns
     row, column = divmod(positions[0], width)
     made = [Macro(MacroKind.BUFFER, row=row, count=count, open=True, load=min(batch, len(positions)))]
     if batch == 1:

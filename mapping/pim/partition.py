@@ -16,7 +16,7 @@ from lutra.hls_models.errors import ModelError
 from lutra.hls_models.pim.config import LANE_BITS, PimConfig
 from lutra.mapping.pim.costs import Costs
 from lutra.mapping.pim.heads import HEADS_PER_PASS, HeadLayout, Pass
-from lutra.mapping.pim.places import Groups, Piece, Shelf, Striped, pieces, placements
+from lutra.mapping.pim.places import Groups, Piece, Shelf, Striped, batched, pieces, placements
 from lutra.mapping.pim.shape import GptShape
 from lutra.mapping.pim.sram import score_budget, score_stride
 
@@ -262,7 +262,7 @@ class _Placer:
         keys = self.take(f"{name} keys", self.chosen(layout.beats, groups)[1])
         block = min(self.reservation, config.columns * config.lanes)
         columns = block // config.lanes
-        room = Groups(0, columns, layout.groups(part.split), config.columns // columns, config.columns)
+        room = batched(Groups(0, columns, layout.groups(part.split), config.columns // columns, config.columns), self.costs)[1]
         return KeyValue(keys, tuple(self.take(f"{name} values {b}", room) for b in range(self.reservation // block)))
 
     def place(self) -> Partition:
