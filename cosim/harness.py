@@ -35,7 +35,7 @@ from lutra.cosim import probes, simulator
 from lutra.cosim.recordings import Port, Recording, Stimulus, compare, read_recording, to_words, write_ready, write_stimulus
 from lutra.cosim.windows import WINDOW, Digests, Golden, digests_of, read_digests, window_setting
 from lutra.hls_models.errors import MismatchError
-from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text
+from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules
 
 __all__ = ["Bench", "Fault", "Golden", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
 
@@ -136,6 +136,7 @@ class Bench:
         """Verilates all designs together, or takes the result of an equal build from the cache. Long runs are worth ``optimization="-O2"``."""
         top, ports = self._top()
         rtlil, taps = probes.name_taps(emit_rtlil(top, "bench", ports=ports), "bench")
+        rtlil = share_modules(rtlil)
         self._recorded = {name: dict(dut.ports) for name, dut in self._duts.items()}
         for group, widths in taps.items():
             for tap, width in widths.items():

@@ -10,7 +10,7 @@ from amaranth.hdl import Const, Value
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["LIBRARY", "emit", "emit_rtlil", "from_rtlil", "library_text"]
+__all__ = ["LIBRARY", "emit", "emit_rtlil", "from_rtlil", "library_text", "share_modules"]
 
 LIBRARY = Path(__file__).parent / "verilog"
 """Folder of the hand-written modules that components instantiate, one per file of the same name."""
@@ -43,3 +43,35 @@ def from_rtlil(text: str) -> str:
 def emit(component: Any, name: str = "top", *, ports: dict[str, Any] | None = None) -> str:
     """Verilog of a component as module ``name``; equal bytes for equal components, whatever the folder, process or hash seed."""
     return from_rtlil(emit_rtlil(component, name, ports=ports))
+
+
+MODULE = re.compile(r"^(?P<head>(?:attribute [^\n]*\n)*)module \\(?P<name>\S+)\n(?P<body>.*?)^end\n", re.MULTILINE | re.DOTALL)
+CELL = re.compile(r"^(?P<indent> *cell \\)(?P<type>\S+)(?P<rest> .*)$", re.MULTILINE)
+
+
+def share_modules(text: str) -> str:
+    """RTLIL in which modules of equal content are one module.
+
+    Amaranth writes a module per instance. Sixteen equal lanes are then sixteen times as much for Verilator and the C++ compiler to work through.
+    """
+    modules = {found["name"]: (found["head"], found["body"]) for found in MODULE.finditer(text)}
+    first: dict[tuple[str, str], str] = {}
+    named: dict[str, str] = {}
+    bodies: dict[str, str] = {}
+
+    def shared(name: str) -> str:
+        """The name under which a module stays; those it instantiates are settled first."""
+        if name not in modules:
+            return name  # of the library, or a primitive
+        if name not in named:
+            head, body = modules[name]
+            body = CELL.sub(lambda cell: f"{cell['indent']}{shared(cell['type'])}{cell['rest']}", body)
+            named[name] = first.setdefault((head, body), name)
+            bodies[name] = body
+        return named[name]
+
+    for name in modules:
+        shared(name)
+    return MODULE.sub(
+        lambda found: f"{found['head']}module \\{found['name']}\n{bodies[found['name']]}end\n" if named[found["name"]] == found["name"] else "", text
+    )
