@@ -7,31 +7,20 @@ be appended while it runs: ``advance`` goes as far as they are known.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lutra.hls_models.pim.channel_tables import BANKED, BEFORE, COMMANDS, DATA, FLOOR, KINDS, NEVER, SPACE, ChannelRun, Tables, refresh_phase
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.mac import READ_LATENCY
 from lutra.hls_models.pim.program import Command, Macro, MacroKind
-from lutra.hls_models.pim.rules import BANK_COMMANDS, BANKS_PER_GROUP, Rule, gaps, rules
+from lutra.hls_models.pim.rules import BANKS_PER_GROUP, rules
 from lutra.hls_models.pim.timing import Timing
 from lutra.hls_models.streams import Ready
 
 __all__ = ["BEFORE", "COMMANDS", "DATA", "FLOOR", "SPACE", "ChannelModel", "ChannelRun", "refresh_phase"]
-
-COMMANDS = np.dtype(
-    [("cycle", "<i8"), ("command", "<u1"), ("bank", "<u1"), ("row", "<i4"), ("column", "<i2"), ("entry", "<i2"), ("accumulator", "<u1")],
-)
-"""A command of a run: ``bank`` of ACT, PRE, RD, WR; ``row`` of activates; ``entry``: of the buffer (MAC, GBW), or the element that WRA and WR change."""
-
-KINDS = len(Command)
-FLOOR, DATA, SPACE = KINDS, KINDS + 1, KINDS + 2
-"""What a command waited for, beside an earlier command: nothing but its turn, a data beat, a slot of the read-out queue."""
-BEFORE = KINDS + 3
-"""Number of those reasons: rows of ``ChannelModel.spent``."""
 
 DECODE_CYCLES = 2
 """Last command of a macro to the first of the next: one cycle to decode it."""
@@ -41,61 +30,10 @@ BEAT_CYCLES = 2
 """A beat's acceptance, or a slot's release, to the command that uses it: queue, output register."""
 MODIFY_CYCLES = 2
 """Read data at the pins to the write of the same bank: merge register, output register."""
-NEVER = -(1 << 40)
-BANKED = tuple(kind in BANK_COMMANDS for kind in Command)
-
 ACT, ACTA, PRE, PREA, RD, WR, MAC, WRA = (int(kind) for kind in list(Command)[:8])
 GBW, RDM, BIAS, MODE, REF = (int(kind) for kind in list(Command)[8:13])
 
 Steps = Generator[None, None, None]
-
-
-@dataclass(frozen=True)
-class ChannelRun:
-    """What a run of a channel did; every array holds int64 cycles but ``commands`` (dtype ``COMMANDS``, in order)."""
-
-    commands: NDArray[np.void]
-    data_accepted: NDArray[np.int64]
-    """(beats,) acceptance by the data queue"""
-    data_taken: NDArray[np.int64]
-    """(beats,) command that took it (frees its place)"""
-    readouts_queued: NDArray[np.int64]
-    """(read-outs,) acceptance by the read-out queue"""
-    readouts_taken: NDArray[np.int64]
-    """(read-outs,) handshake towards the companion chip"""
-    done: int
-    """cycle of the last command"""
-
-
-def refresh_phase(config: PimConfig, timing: Timing, index: int) -> int:
-    """Cycle in which the first refresh of channel ``index`` is due."""
-    return config.refresh_phase + (index * timing.cycles("tREFI") // config.channels if config.stagger else 0)
-
-
-@dataclass
-class Tables:
-    """The rule list by later command: what must be looked at before it is issued."""
-
-    channel: list[tuple[tuple[int, int], ...]]
-    group: list[tuple[tuple[int, int], ...]]
-    bank: list[tuple[tuple[int, int], ...]]
-    window: list[int] = field(default_factory=lambda: [0] * KINDS)
-    """cycles after the fourth last activate; 0: no such rule"""
-    counted: frozenset[int] = frozenset()
-    """activates that the window counts"""
-
-    @classmethod
-    def of(cls, listed: tuple[Rule, ...]) -> "Tables":
-        """Tables of a rule list."""
-        found: dict[str, list[list[tuple[int, int]]]] = {scope: [[] for _ in range(KINDS)] for scope in ("channel", "group", "bank")}
-        for (before, after, scope), cycles in gaps(listed).items():
-            found[scope][after].append((int(before), cycles))
-        channel, group, bank = ([tuple(entries) for entries in found[scope]] for scope in ("channel", "group", "bank"))
-        tables = cls(channel, group, bank)
-        for (before, after, _), cycles in gaps(listed, windows=True).items():
-            tables.window[after] = cycles
-            tables.counted |= {int(before)}
-        return tables
 
 
 class ChannelModel:

@@ -18,84 +18,28 @@ from collections import deque
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from enum import Enum
 
-from lutra.hls_models.pim.channel import BANKED, KINDS, NEVER, Tables
+from lutra.hls_models.pim.channel_tables import BANKED, KINDS, NEVER, Tables
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.program import Command
+from lutra.hls_models.pim.requests import BANKS, TRACE_CHANNELS, Opcode, Request, TraceResult
 from lutra.hls_models.pim.rules import BANKS_PER_GROUP, rules
 from lutra.hls_models.pim.timing import Timing
 
-__all__ = ["TRACE_CHANNELS", "Opcode", "Request", "TraceResult", "run_trace"]
+__all__ = ["Opcode", "Request", "TraceResult", "run_trace"]
 
-TRACE_CHANNELS = 32
-BANKS = 16
 PLACES = 33
 """Requests a queue of a channel holds: that simulator takes one more while at most 32 are there."""
 HIGH, LOW = 26, 6
 """Queued writes from which they are preferred to reads (above 0.8 * 32), and up to which they are no longer (below 0.2 * 32)."""
 POSTPONED = 8
-ACTIVATION_ROWS = 1 << 29
-"""Rows from here on are the tables of activation functions."""
 ACT, ACTA, PRE, PREA, WRA, MODE, REF = (int(Command[name]) for name in ("ACT", "ACTA", "PRE", "PREA", "WRA", "MODE", "REF"))
-
-
-class Opcode(Enum):
-    """A request of a trace; values: the command it ends in, None where no channel is involved."""
-
-    WR_SBK = Command.WR
-    RD_SBK = Command.RD
-    WR_ABK = Command.WRA
-    WR_GB = Command.GBW
-    WR_BIAS = Command.BIAS
-    RD_MAC = Command.RDM
-    RD_AF = Command.RDAF
-    COPY_BKGB = Command.RDCP
-    COPY_GBBK = Command.WRCP
-    MAC_SBK = Command.MACS
-    MAC_ABK = Command.MAC
-    AF = Command.AF
-    EWMUL = Command.EWMUL
-    EWADD = "EWADD"
-    SYNC = "SYNC"
-    EOC = "EOC"
-    HOST = "registers of the host engine"
-
 
 BLOCKING = frozenset({Opcode.RD_MAC, Opcode.RD_AF, Opcode.SYNC, Opcode.EOC})
 REGISTER = frozenset({Opcode.WR_GB, Opcode.WR_BIAS, Opcode.RD_MAC, Opcode.RD_AF})
 PLAIN = (Opcode.RD_SBK, Opcode.WR_SBK)
 ALL_BANKS = frozenset({int(Command.WRA), int(Command.MAC), int(Command.AF), int(Command.EWMUL)})
 """Need the row open in every bank."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A line of a trace. ``channels``: bit c for channel c; ``count``: columns; ``row`` of AF: the table of its function."""
-
-    opcode: Opcode
-    channels: int = 0
-    bank: int = -1
-    row: int = -1
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class TraceResult:
-    """What a trace took. ``commands``: by kind, all channels together; ``hits``: accesses to banks that found their row open."""
-
-    cycles: int
-    commands: dict[str, int]
-    accesses: int
-    hits: int
-    channels: int
-    """channels that had a command of the trace"""
-    clock_ns: float
-
-    @property
-    def ns(self) -> float:
-        """Time in nanoseconds."""
-        return self.cycles * self.clock_ns
 
 
 @dataclass(slots=True, eq=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.load import nearest
-from lutra.hls_models.pim.in_order import ACTIVATION_ROWS, BANKS, TRACE_CHANNELS, Opcode, Request
+from lutra.hls_models.pim.requests import ACTIVATION_ROWS, BANKS, TRACE_CHANNELS, Opcode, Request
 
 __all__ = ["parse_trace", "read_trace"]
 
