@@ -29,6 +29,7 @@ from lutra.rtl.pim.gaps import DELTA, NO_RULE
 from lutra.rtl.pim.macros import command_layout, encode, macro_layout
 
 __all__ = [
+    "WIDE",
     "BenchChannel",
     "Case",
     "Setting",
@@ -42,6 +43,7 @@ __all__ = [
     "play",
     "program",
     "violations",
+    "wide_bench",
 ]
 
 FIELDS = {
@@ -159,11 +161,25 @@ def configurations(seed: int, count: int = 9) -> tuple[Setting, ...]:
     return tuple(found)
 
 
+WIDE = Setting(PimConfig(name="wide", rows=VALUE_ROWS), load_timing("gddr6-aim"), cells="wide", adjustable=False)
+"""16 banks of 16 lanes, with values."""
+
+
 @cache
 def bench(seed: int) -> Bench:
     """All configurations of a seed as ``c0``, ``c1`` … in one Verilated top."""
+    return _bench(configurations(seed))
+
+
+@cache
+def wide_bench() -> Bench:
+    """``WIDE`` as ``c0``."""
+    return _bench((WIDE,))
+
+
+def _bench(settings: tuple[Setting, ...]) -> Bench:
     made = Bench("pim controller")
-    for index, setting in enumerate(configurations(seed)):
+    for index, setting in enumerate(settings):
         made.add(f"c{index}", BenchChannel(setting))
     return made
 
@@ -260,8 +276,9 @@ def case(
             memory.row(row)[:] = _values(rng, (config.banks, config.columns, config.lanes))
         macros = [*macros, *(Macro(MacroKind.READ, row=row, count=config.columns, banks=config.banks) for row in range(2))]
     beats = pack((_values(rng, (beats_of(config, macros), config.lanes)), LANE_BITS))
+    longest = int(np.clip(20_000 // (config.banks * config.columns), 2, 40))
     # Mostly at once, so that the controller never waits; or late, so that it waits for macros and beats, across refreshes too.
-    offers, data_offers = (np.zeros(n, np.int64) if calm else np.cumsum(_late(rng, n, late)) for n, late in ((len(macros) + 1, 300), (len(beats), 40)))
+    offers, data_offers = (np.zeros(n, np.int64) if calm else np.cumsum(_late(rng, n, late)) for n, late in ((len(macros) + 1, 300), (len(beats), longest)))
     # Beats and read-outs never wait for eight intervals of refreshes: in the middle of a macro there is none.
     ready = np.ones(1, bool) if calm else np.repeat(rng.random(4000) < rng.choice([0.1, 0.5, 1.0]), int(rng.choice([1, 7])))
     if setting.adjustable:
