@@ -14,6 +14,7 @@ from lutra.hls_models.pim.program import Command, Program
 from lutra.hls_models.pim.system import SystemModel, SystemRun
 from lutra.hls_models.pim.timing import Timing, load_timing
 from lutra.mapping.pim.lower import lower
+from lutra.mapping.pim.occupancy import occupancy
 from lutra.mapping.pim.partition import Partition, partition
 from lutra.mapping.pim.shape import GptShape
 from lutra.runs import config_hash
@@ -34,7 +35,7 @@ from lutra.schema import (
 )
 from lutra.timeline import Span
 
-__all__ = ["TokenTime", "bound_cycles", "bound_rows", "estimate", "report_of", "row_cycles", "spans", "token_time"]
+__all__ = ["TokenTime", "bound_cycles", "bound_rows", "estimate", "point", "report_of", "row_cycles", "scaling", "spans", "token_time", "waits"]
 
 OnStep = Callable[[int, int], None]
 C = Command
@@ -110,9 +111,9 @@ def bound_cycles(made: Partition, timing: Timing, context: int) -> float:
     return bound_rows(made.shape, made.config, context) * row_cycles(made.config, timing)
 
 
-def token_time(made: Partition, timing: Timing, context: int) -> TokenTime:
-    """Time of the token that attends ``context`` tokens, itself included."""
-    program = lower(made, context - 1)
+def token_time(made: Partition, timing: Timing, context: int, *, overlap: bool = True) -> TokenTime:
+    """Time of the token that attends ``context`` tokens, itself included; without ``overlap`` channels and companion chip work in turn."""
+    program = lower(made, context - 1, overlap=overlap)
     return TokenTime(made, timing, context, program, SystemModel(made.config, timing, program).run())
 
 
@@ -158,9 +159,9 @@ def estimate(
         cycles = sum(timed(made, at).cycles for at in range(1, prompt + 1))
         more["prefill"] = PrefillFigures(tokens=prompt, cycles=cycles, seconds=cycles * timing.clock_ns * 1e-9)
     if sweep:
-        more["sweep"] = [_point(timed(made, at)) for at in sweep]
+        more["sweep"] = [point(timed(made, at)) for at in sweep]
     if channels:
-        more["scaling"] = _scaling([timed(_with_channels(shape, config, n, longest, ignore_capacity), context) for n in channels])
+        more["scaling"] = scaling([timed(_with_channels(shape, config, n, longest, ignore_capacity), context) for n in channels])
     return report.model_copy(update=more), token
 
 
@@ -170,7 +171,8 @@ def _with_channels(shape: GptShape, config: PimConfig, channels: int, tokens: in
     return partition(shape, config.model_copy(update={"channels": channels}), tokens=tokens, ignore_capacity=ignore_capacity)
 
 
-def _point(token: TokenTime) -> SweepPoint:
+def point(token: TokenTime) -> SweepPoint:
+    """A token of a sweep."""
     return SweepPoint(
         context=token.context,
         cycles_per_token=token.cycles,
@@ -181,7 +183,8 @@ def _point(token: TokenTime) -> SweepPoint:
     )
 
 
-def _scaling(tokens: Sequence[TokenTime]) -> list[ScalingPoint]:
+def scaling(tokens: Sequence[TokenTime]) -> list[ScalingPoint]:
+    """The same token on several numbers of channels, in their order."""
     tokens = sorted(tokens, key=lambda token: token.partition.config.channels)
     first = tokens[0]
     return [
@@ -245,7 +248,7 @@ def _units(token: TokenTime) -> list[UnitFigures]:
     name = f"channels (mean of {len(channels)})"
     unit = UnitFigures(name=name, busy_cycles=busy, stall_cycles=mean, utilisation=busy / token.cycles)
     companion = token.run.companion
-    items = min(token.cycles, 2 * (sum(map(len, companion.take_times)) + max(map(len, companion.send_times))))
+    items = 2 * sum(len(clocks) for _, clocks in companion.issues)
     return [unit, UnitFigures(name="companion chip", busy_cycles=items, utilisation=items / token.cycles)]
 
 
@@ -277,7 +280,7 @@ def _reason(kind: int, reason: int) -> str:
         return "pins: reads"
     if kind in (C.WR, C.WRA) or reason in (C.WR, C.WRA):
         return "key and value writes"
-    if kind == C.MAC and reason in (C.MAC, C.BIAS):
+    if kind == C.MAC and reason == C.MAC:
         return "MAC"
     return "row switch"
 
@@ -318,21 +321,14 @@ def _dram(token: TokenTime) -> DramFigures:
             pins[name] = pins.get(name, 0) + bits / 8 / config.channels
         for name, cycles in waits(channel, token.cycles).items():
             time[name] = time.get(name, 0) + cycles * token.timing.clock_ns / config.channels
-    useful = bound_weights(made.shape, token.context)
-    macs = counts[C.MAC] * config.banks * config.lanes
     return DramFigures(
         commands={kind.name: counts[kind] for kind in Command if counts[kind]},
         row_hit_rate=token.row_hit_rate,
         row_switches=(counts[C.ACT] + counts[C.ACTA]) / config.channels,
-        idle_banks=max(0.0, 1 - useful / macs),
+        idle_banks=occupancy(made, token.context).total.idle_banks,
         capacity_bytes=config.capacity_bytes - made.overflow_rows * config.channels * config.banks * config.row_bytes,
         used_bytes=made.rows * config.channels * config.banks * config.row_bytes,
         fits=not made.overflow_rows,
         pin_bytes=pins,
         nanoseconds=time,
     )
-
-
-def bound_weights(shape: GptShape, context: int) -> int:
-    """Multiply-accumulates of a token that are not padding."""
-    return shape.linear_weights + shape.vocabulary * shape.hidden + 2 * shape.layers * context * shape.query_columns
