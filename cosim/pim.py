@@ -121,7 +121,9 @@ class PimRun:
     commands: int
     """commands whose cycle and operands were compared, and whose timing was checked"""
     cycles: int
-    """measured: last command, or last item that the companion chip took or sent, of the RTL"""
+    """measured: the RTL's last command, or the last beat between channels and companion chip"""
+    predicted: int
+    """the same of the model; the results of the last beat are written some clocks later (``system.cycles``)"""
     checked: tuple[TimingReport, ...]
     """per channel, what the DRAM device model says of the commands' timing"""
 
@@ -203,11 +205,11 @@ class PimBench:
         index = int(seen[-1, 0]) if len(seen) else 0
         if index != execution.index:
             raise MismatchError(f"index register: {index}, expected {execution.index}")
-        ends = [
-            int(recording.cycles[-1]) for name, recording in found.items() if name.split("_")[0] in ("data", "readout", "scalars", "sram") and len(recording)
-        ]
-        ends += [int(got[-1]["cycle"]) for c in range(config.channels) if len(got := self._own(found, c, times))]
-        return PimRun(execution, times, index, words + left.size, count, max(ends), tuple(reports))
+        last = [int(found[f"{name}_{c}"].cycles[-1]) for c in range(config.channels) for name in ("data", "readout") if len(found[f"{name}_{c}"])]
+        last += [int(got[-1]["cycle"]) for c in range(config.channels) if len(got := self._own(found, c, times))]
+        ends = [channel.done or 0 for channel in times.channels]
+        ends += [cycles[-1] for cycles in (*times.companion.send_times, *times.companion.take_times) if cycles]
+        return PimRun(execution, times, index, words + left.size, count, max(last), max(ends), tuple(reports))
 
     def _own(self, found: dict[str, Recording], c: int, times: SystemRun) -> NDArray[Any]:
         got = commands(self.config, found[f"command_{c}"])

@@ -3,7 +3,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lutra import engine
+from lutra import engine, pim_run
 from lutra.hls_models.errors import ConfigError, LutraError, MismatchError, ModelError
-from lutra.hls_models.load import load_config, nearest, preset_names
+from lutra.hls_models.load import nearest, preset_names
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.ternary.config import CoreConfig
+from lutra.inputs import (
+    AnyConfig,
+    OnText,
+    Writer,
+    any_config,
+    check_length,
+    core_config,
+    facts,
+    keep_tokenizer,
+    loss_of,
+    open_named,
+    read_ids,
+    read_text,
+    shape_of,
+    tokenizer,
+)
 from lutra.progress import step
-from lutra.runs import Run, create_run, file_hash, open_run, update_run, write_whole
+from lutra.runs import Run, create_run, open_run, update_run, write_whole
 from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
-    import numpy as np
-
     from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
-    from lutra.mapping.tokenizer import Tokenizer
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -50,10 +63,6 @@ DEFAULT_MODEL = "tiny-shakespeare"
 DEFAULT_PROMPT = "KING RICHARD:\nNow is the winter of our discontent,\n"
 VERILOG, PROGRAM, TOKENIZER, TRACE = "core.v", "program", "tokenizer", "trace.json"
 
-AnyConfig = CoreConfig | PimConfig
-OnText = Callable[[str], None]
-"""Called with each piece of text as the hardware writes it, the prompt first."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -65,21 +74,23 @@ class Evaluation:
     agreement: float
 
 
-def compile_model(model: str | Path, config: str | Path | CoreConfig = DEFAULT_CONFIG, out: str | Path | None = None) -> Run:
+def compile_model(model: str | Path, config: str | Path | AnyConfig = DEFAULT_CONFIG, out: str | Path | None = None) -> Run:
     """Checkpoint to program, memory image and Verilog in a run folder (``runs/MODEL-CONFIG`` unless named)."""
-    sizes = _core_config(config, "compile")
+    sizes = any_config(config)
+    if isinstance(sizes, PimConfig):
+        return pim_run.compile_model(model, sizes, out)
     with step("reading the model"):
-        source, opened = _open(model, sizes)
-    spec = _spec(sizes, _shape(opened))
+        source, opened = open_named(model, sizes)
+    spec = _spec(sizes, shape_of(opened))
     target = Path(out) if out else Path("runs") / re.sub(r"[^\w.-]+", "_", f"{spec.shape.name}-{sizes.name}")
     with create_run(target, command="compile", config=sizes) as draft:
-        draft.inputs["model"] = _facts(source, spec.shape)
+        draft.inputs["model"] = facts(source, spec.shape)
         with step("compiling the program"):
             engine.compile_program(opened, sizes).save(draft.path / PROGRAM)
         with step("writing Verilog"):
             (draft.path / VERILOG).write_text(engine.verilog(spec, "core"), encoding="utf-8")
         if source is not None:
-            _keep_tokenizer(source, draft.path / TOKENIZER)
+            keep_tokenizer(source, draft.path / TOKENIZER)
     return open_run(target)
 
 
@@ -105,12 +116,16 @@ def cosim(
     from lutra.timeline import write_trace
 
     opened = open_run(run)
+    if opened.manifest.config.get("values", {}).get("target") == "pim":
+        if waves or model is not None:
+            raise ConfigError("cosim of the PIM target takes neither --waves nor --model")
+        return pim_run.cosim(opened, seed=seed, tokens=tokens, prompt=DEFAULT_PROMPT if prompt is None else prompt, on_text=on_text)
     spec, program = _compiled(opened)
-    tokenizer = _tokenizer(opened.path / TOKENIZER, spec)
+    words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
     text = DEFAULT_PROMPT if prompt is None else prompt
-    ids = tokenizer.encode(text)
-    _check_length(spec, len(ids), tokens)
-    writer = _Writer(tokenizer, text, on_text)
+    ids = words.encode(text)
+    check_length(spec.shape.context, len(ids), tokens)
+    writer = Writer(words, text, on_text)
     with update_run(opened, command="cosim") as draft:
         draft.seeds["cosim"] = seed
         draft.inputs["prompt"] = {"tokens": len(ids), "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -123,13 +138,13 @@ def cosim(
                 writer.token(token)
                 update(len(writer.ids), tokens)
 
-            result = engine.simulate(spec, program, ids, tokens, stop=tokenizer.stop, seed=seed, waves=waves, folder=draft.path, on_token=on_token)
+            result = engine.simulate(spec, program, ids, tokens, stop=words.stop, seed=seed, waves=waves, folder=draft.path, on_token=on_token)
         predicted = int(result.timing.end[-1])
-        words = {"words_compared": result.words_compared, "words_mismatched": result.words_mismatched}
-        rtl = RtlFigures(simulated=True, **words, cycles_predicted=predicted, cycles_measured=result.cycles_measured, mismatch=result.mismatch)
+        compared = {"words_compared": result.words_compared, "words_mismatched": result.words_mismatched}
+        rtl = RtlFigures(simulated=True, **compared, cycles_predicted=predicted, cycles_measured=result.cycles_measured, mismatch=result.mismatch)
         found = report_of(spec, program, result.timing)
         proven = dict.fromkeys([field for field in ("prefill", "decode") if getattr(found, field)], "rtl") if rtl.proven else {}
-        written = text + tokenizer.decode(result.tokens)
+        written = text + words.decode(result.tokens)
         found = found.model_copy(update={"seed": seed, "rtl": rtl, "text": written, "provenance": {**found.provenance, "rtl": "rtl", **proven}})
         if model is not None:
             with step("comparing with float64"):
@@ -163,70 +178,40 @@ def estimate(
     prompt : on the ternary target 128 where not given; on PIM, where a prompt is so many sequential tokens, left out where not given
     refresh, sweep, channels, ignore_capacity : DRAM targets: no refresh; further contexts; further numbers of channels; models larger than the device
     """
-    sizes = _config(config)
+    sizes = any_config(config)
     if isinstance(sizes, PimConfig):
-        return _estimate_pim(model, sizes, prompt, context or (prompt or 0) + 1, out, refresh, sweep, channels, ignore_capacity)
+        at = (prompt or 0) + 1 if context is None else context
+        return pim_run.estimate(
+            model, sizes, prompt=prompt, context=at, out=out, refresh=refresh, sweep=sweep, channels=channels, ignore_capacity=ignore_capacity
+        )
     if not refresh or sweep or channels or ignore_capacity:
         raise ConfigError(f"config {sizes.name}: refresh, sweep, channels and capacity are choices of DRAM targets (preset pim-gpt), not of target ternary")
     from lutra.figures import report_of, spans
     from lutra.timeline import write_trace
 
     prompt = 128 if prompt is None else prompt
-    source, opened = _open(model, sizes, shape_only=True)
-    rows, limit = prompt + 1 if context is None else context, _shape(opened).context
+    source, opened = open_named(model, sizes, shape_only=True)
+    rows, limit = prompt + 1 if context is None else context, shape_of(opened).context
     for name, value in (("prompt", prompt), ("context", rows)):
         if not 1 <= value <= limit:
-            raise ConfigError(f"{name} must be 1 to {limit} tokens, the context of {_shape(opened).name}, not {value}")
-    spec = _spec(sizes, _shape(opened))
+            raise ConfigError(f"{name} must be 1 to {limit} tokens, the context of {shape_of(opened).name}, not {value}")
+    spec = _spec(sizes, shape_of(opened))
     with step("compiling the program"):
-        program = engine.compile_program(_shape(opened), sizes)
+        program = engine.compile_program(shape_of(opened), sizes)
     with step("counting cycles"):
         timing = engine.timing(spec, program, prompt=prompt, contexts=[rows])
     found = report_of(spec, program, timing).model_copy(update={"rtl": RtlFigures(simulated=False)})
     if out is not None:
         with create_run(out, command="estimate", config=sizes) as draft:
-            draft.inputs |= {"model": _facts(source, spec.shape), "prompt": {"tokens": prompt}, "context": rows}
+            draft.inputs |= {"model": facts(source, spec.shape), "prompt": {"tokens": prompt}, "context": rows}
             draft.write_report(found)
             write_trace(draft.path / TRACE, spans(program, timing), clock_hz=sizes.clock_hz, title=f"{spec.shape.name} on {sizes.name}")
     return found
 
 
-def _estimate_pim(
-    model: str | Path,
-    config: PimConfig,
-    prompt: int | None,
-    context: int,
-    out: str | Path | None,
-    refresh: bool,
-    sweep: Sequence[int],
-    channels: Sequence[int],
-    ignore_capacity: bool,
-) -> Report:
-    """Tokens of a GPT model on channels and companion chip."""
-    from lutra import pim
-    from lutra.timeline import write_trace
-
-    for name, values in (("prompt", [prompt or 1]), ("context", [context]), ("sweep", sweep), ("channels", channels)):
-        if any(value < 1 for value in values):
-            raise ConfigError(f"{name} must be at least 1, not {min(values)}")
-    sizes = config if refresh else config.model_copy(update={"refresh": False})
-    source, opened = _open(model, sizes, shape_only=True)
-    with step("counting cycles") as update:
-        found, token = pim.estimate(
-            opened, sizes, context=context, prompt=prompt, sweep=sweep, channels=channels, ignore_capacity=ignore_capacity, update=update
-        )
-    found = found.model_copy(update={"rtl": RtlFigures(simulated=False)})
-    if out is not None:
-        with create_run(out, command="estimate", config=sizes) as draft:
-            draft.inputs |= {"model": _facts(source, opened), "context": context}
-            draft.write_report(found)
-            write_trace(draft.path / TRACE, pim.spans(token), clock_hz=found.clock_hz, title=f"{opened.name} on {sizes.name}")
-    return found
-
-
 def evaluate(
     model: str | Path,
-    config: str | Path | CoreConfig = DEFAULT_CONFIG,
+    config: str | Path | AnyConfig = DEFAULT_CONFIG,
     *,
     text: str | Path | None = None,
     ids: str | Path | None = None,
@@ -245,18 +230,23 @@ def evaluate(
         raise ConfigError("eval needs either a text file or token ids, and not both")
     if logits is not None and (Path(logits).is_dir() or not Path(logits).absolute().parent.is_dir()):
         raise LutraError(f"{logits}: cannot be written: must be a file in a folder that exists")
-    sizes = _core_config(config, "eval")
-    source, opened = _open(model, sizes, weights=True)
-    spec = _spec(sizes, _shape(opened))
-    tokens = _read_ids(Path(ids)) if ids is not None else np.asarray(_tokenizer(source or Path(model), spec).encode(_read_text(Path(str(text)))))
+    sizes = any_config(config)
+    source, opened = open_named(model, sizes, weights=True)
+    shape = shape_of(opened)
+    tokens = read_ids(Path(ids)) if ids is not None else np.asarray(tokenizer(source or Path(model), shape.vocabulary).encode(read_text(Path(str(text)))))
     if len(tokens) < 2:
         raise ModelError(f"{text or ids}: must hold at least 2 tokens, not {len(tokens)}")
-    if not 0 <= tokens.min() <= tokens.max() < spec.shape.vocabulary:
-        raise ModelError(f"{text or ids}: token ids must be 0 to {spec.shape.vocabulary - 1}, not {tokens.min()} to {tokens.max()}")
-    with step("compiling the program"):
-        program = engine.compile_program(opened, sizes)
-    with step("golden and float64 forward") as update:
-        golden, reference = engine.forward(opened, spec, program, tokens, update)
+    if not 0 <= tokens.min() <= tokens.max() < shape.vocabulary:
+        raise ModelError(f"{text or ids}: token ids must be 0 to {shape.vocabulary - 1}, not {tokens.min()} to {tokens.max()}")
+    if isinstance(sizes, PimConfig):
+        with step("golden and float64 forward") as update:
+            golden, reference = pim_run.forward(opened, sizes, tokens, update)
+    else:
+        spec = _spec(sizes, shape)
+        with step("compiling the program"):
+            program = engine.compile_program(opened, sizes)
+        with step("golden and float64 forward") as update:
+            golden, reference = engine.forward(opened, spec, program, tokens, update)
     if logits is not None:
 
         def write(part: Path) -> None:
@@ -265,17 +255,19 @@ def evaluate(
 
         write_whole(Path(logits), write)
     agreement = float((golden.argmax(1) == reference.argmax(1)).mean())
-    return Evaluation(len(tokens), _loss(golden, tokens), _loss(reference, tokens), agreement)
+    return Evaluation(len(tokens), loss_of(golden, tokens), loss_of(reference, tokens), agreement)
 
 
 def demo(out: str | Path = "runs/demo", *, prompt: str | None = None, tokens: int = 80, seed: int = 1, on_text: OnText | None = None) -> Report:
     """The shipped model on the shipped small core: compiled, simulated, compared, reported (report.html in the run)."""
     engine.check_simulator()
-    sizes = _core_config(DEFAULT_CONFIG, "demo")
-    source, opened = _open(DEFAULT_MODEL, sizes, shape_only=True)
-    spec = _spec(sizes, _shape(opened))
+    sizes = core_config(DEFAULT_CONFIG, "demo")
+    source, opened = open_named(DEFAULT_MODEL, sizes, shape_only=True)
+    spec = _spec(sizes, shape_of(opened))
     # what cosim would refuse is refused here, before an earlier run is replaced
-    _check_length(spec, len(_tokenizer(source or Path(DEFAULT_MODEL), spec).encode(DEFAULT_PROMPT if prompt is None else prompt)), tokens)
+    check_length(
+        spec.shape.context, len(tokenizer(source or Path(DEFAULT_MODEL), spec.shape.vocabulary).encode(DEFAULT_PROMPT if prompt is None else prompt)), tokens
+    )
     run = compile_model(DEFAULT_MODEL, DEFAULT_CONFIG, out)
     found = cosim(run.path, seed=seed, tokens=tokens, prompt=prompt, model=DEFAULT_MODEL, on_text=on_text)
     report([run.path], ["html", "csv"])
@@ -287,8 +279,8 @@ def verilog(config: str | Path | CoreConfig = DEFAULT_CONFIG, *, model: str | Pa
     if block not in engine.BLOCKS:
         near = nearest(block, engine.BLOCKS)
         raise ConfigError(f"block must be one of {', '.join(engine.BLOCKS)}, not {block!r}" + (f"; nearest: {near}" if near else ""))
-    sizes = _core_config(config, "verilog")
-    return engine.verilog(_spec(sizes, _shape(_open(model, sizes, shape_only=True)[1])), block)
+    sizes = core_config(config, "verilog")
+    return engine.verilog(_spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), block)
 
 
 def pim_trace(trace: str | Path, preset: str | Path = "gddr6-aim", *, refresh: bool = True) -> "TraceResult":
@@ -336,8 +328,8 @@ def _accuracy(model: str | Path, spec: "CoreSpec", program: "Program", ids: Sequ
     """Greedy agreement and distance of the golden model's logits (which are the RTL's) from a float64 forward of the checkpoint, over a text."""
     import numpy as np
 
-    _, opened = _open(model, spec.config, weights=True)
-    if _shape(opened) != spec.shape:
+    _, opened = open_named(model, spec.config, weights=True)
+    if shape_of(opened) != spec.shape:
         raise ModelError(f"model {model}: its shape is not the run's; give the checkpoint that the run was compiled from")
     text = np.asarray(ids[: spec.shape.context])
     golden, exact = engine.forward(opened, spec, program, text, lambda done, total: None)
@@ -352,65 +344,6 @@ def _accuracy(model: str | Path, spec: "CoreSpec", program: "Program", ids: Sequ
     )
 
 
-class _Writer:
-    """Turns token ids into text as they come: the prompt with the first, then what a new id adds to the text so far."""
-
-    def __init__(self, tokenizer: "Tokenizer", prompt: str, on_text: OnText | None) -> None:
-        self.tokenizer, self.prompt, self.on_text = tokenizer, prompt, on_text
-        self.ids: list[int] = []
-        self.shown = ""
-
-    def token(self, token: int) -> None:
-        if self.on_text and not self.ids:
-            self.on_text(self.prompt)
-        self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
-        if self.on_text and not text.endswith("\ufffd"):  # half a character: wait for the rest
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
-
-
-def _config(config: str | Path | AnyConfig) -> AnyConfig:
-    if isinstance(config, AnyConfig):
-        return config
-    found: AnyConfig = load_config(config, CoreConfig, PimConfig)  # type: ignore[assignment]  # one of the two
-    return found
-
-
-def _core_config(config: str | Path | CoreConfig, command: str) -> CoreConfig:
-    """A configuration of the ternary target, for commands that only it has."""
-    sizes = _config(config)
-    if isinstance(sizes, PimConfig):
-        raise ConfigError(f"config {sizes.name}: {command} needs a configuration of target ternary (preset tiny), not pim")
-    return sizes
-
-
-def _open(model: str | Path, config: AnyConfig, *, weights: bool = False, shape_only: bool = False) -> tuple[Path | None, Any]:
-    """(folder of the checkpoint or None, model or shape) that a MODEL names, of the configuration's target; ``shape_only`` reads no weights."""
-    from lutra.hls_models.shape import ModelShape
-    from lutra.mapping.catalogue import HERE, config_shape, model_names, open_model, shape_names
-    from lutra.mapping.pim.shape import GptShape
-
-    word, shipped = str(model), [*model_names(), *shape_names()]
-    if word not in shipped and not Path(word).exists() and Path(word).suffix not in (".gguf", ".onnx"):
-        near = nearest(Path(word).name, shipped)
-        hint = f"; nearest name: {near}" if near else ""
-        raise ModelError(f"model {word}: no such folder or file, and nothing of that name ships{hint} (shipped: {', '.join(shipped)})")
-    folder = HERE / "models" / word if word in model_names() else Path(word) if Path(word).is_dir() and word not in shipped else None
-    opened = config_shape(folder / "config.json") if shape_only and folder is not None else open_model(word)
-    gpt, pim = isinstance(_shape(opened), GptShape), isinstance(config, PimConfig)
-    if gpt != pim:
-        runs, preset = ("GPT models", "pim-gpt") if gpt else ("BitNet models", "tiny")
-        raise ConfigError(f"config {config.name}: target {config.target} does not run {_shape(opened).name}; {runs} need a preset such as {preset}")
-    if weights and isinstance(opened, ModelShape | GptShape):
-        raise ModelError(f"{word}: only a shape, and this needs weights; give a folder with config.json and model.safetensors")
-    return folder, opened
-
-
-def _shape(opened: Any) -> Any:
-    return getattr(opened, "shape", opened)
-
-
 def _spec(config: CoreConfig, shape: Any) -> "CoreSpec":
     """The core of a configuration for a shape; every unit checks its sizes here."""
     from lutra.hls_models.ternary.core import CoreSpec
@@ -421,20 +354,6 @@ def _spec(config: CoreConfig, shape: Any) -> "CoreSpec":
         first = error.errors(include_url=False)[0]
         rule = first["msg"].removeprefix("Value error, ").replace("\n", " ")
         raise ConfigError(f"config {config.name} for {shape.name}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{rule}") from None
-
-
-def _facts(source: Path | None, shape: Any) -> dict[str, Any]:
-    """A model for the manifest: name, shape, and the hash of its weights."""
-    weights = source / "model.safetensors" if source else None
-    return {"name": shape.name, "shape": shape.model_dump(mode="json"), **({"sha256": file_hash(weights)} if weights and weights.is_file() else {})}
-
-
-def _keep_tokenizer(source: Path, target: Path) -> None:
-    """Copies what text needs into the run, so that the run stands alone."""
-    for name in ("tokenizer.json", "config.json", "generation_config.json"):
-        if (source / name).is_file():
-            target.mkdir(exist_ok=True)
-            (target / name).write_bytes((source / name).read_bytes())
 
 
 def _compiled(run: Run) -> tuple["CoreSpec", "Program"]:
@@ -450,49 +369,3 @@ def _compiled(run: Run) -> tuple["CoreSpec", "Program"]:
     if program.image is None:
         raise ModelError(f"{run.path}: was compiled from a shape without weights; compile a folder with model.safetensors to simulate it")
     return _spec(config, program.shape), program
-
-
-def _tokenizer(folder: Path, spec: "CoreSpec") -> "Tokenizer":
-    from lutra.mapping.tokenizer import Tokenizer
-
-    return Tokenizer.load(folder, spec.shape.vocabulary)
-
-
-def _check_length(spec: "CoreSpec", prompt: int, tokens: int) -> None:
-    if prompt < 1:
-        raise ModelError("prompt must have at least one token")
-    if tokens < 1:
-        raise ConfigError(f"tokens must be at least 1, not {tokens}")
-    if prompt + tokens - 1 > spec.shape.context:  # the last token is written, not read
-        room = spec.shape.context - prompt + 1
-        hint = f"; at most {room} after this prompt" if room > 0 else "; shorten the prompt"
-        raise ModelError(f"prompt of {prompt} tokens and {tokens} more must fit the context of {spec.shape.context}{hint}")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise LutraError(f"{path}: must be UTF-8 text") from None
-    except OSError as error:
-        raise LutraError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _read_ids(path: Path) -> "np.ndarray":
-    import numpy as np
-
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that claims more than the file holds allocates nothing
-    except (OSError, ValueError, EOFError) as error:
-        raise LutraError(f"{path}: is no .npy file of token ids ({error})") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise LutraError(f"{path}: must hold one row of integers, not {getattr(array, 'dtype', 'an archive')} {getattr(array, 'shape', '')}")
-    return array.astype(np.int64)
-
-
-def _loss(logits: "np.ndarray", ids: "np.ndarray") -> float:
-    """Mean cross-entropy in nats of every token that has a successor."""
-    import numpy as np
-
-    before = logits[:-1] - logits[:-1].max(1, keepdims=True)
-    return float((np.log(np.exp(before).sum(1)) - before[np.arange(len(ids) - 1), ids[1:]]).mean())

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands read: configurations, models, tokenizers, texts; each mistake is one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lutra.hls_models.errors import ConfigError, LutraError, ModelError
+from lutra.hls_models.load import load_config, nearest
+from lutra.hls_models.pim.config import PimConfig
+from lutra.hls_models.ternary.config import CoreConfig
+from lutra.runs import file_hash
+
+if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
+    import numpy as np
+
+    from lutra.mapping.tokenizer import Tokenizer
+
+__all__ = [
+    "AnyConfig",
+    "OnText",
+    "Writer",
+    "any_config",
+    "check_length",
+    "core_config",
+    "facts",
+    "keep_tokenizer",
+    "loss_of",
+    "open_named",
+    "read_ids",
+    "read_text",
+    "shape_of",
+    "tokenizer",
+]
+
+AnyConfig = CoreConfig | PimConfig
+OnText = Callable[[str], None]
+"""Called with each piece of text as the hardware writes it, the prompt first."""
+
+
+class Writer:
+    """Turns token ids into text as they come: the prompt with the first, then what a new id adds to the text so far."""
+
+    def __init__(self, tokenizer: "Tokenizer", prompt: str, on_text: OnText | None) -> None:
+        self.tokenizer, self.prompt, self.on_text = tokenizer, prompt, on_text
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def token(self, token: int) -> None:
+        if self.on_text and not self.ids:
+            self.on_text(self.prompt)
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        if self.on_text and not text.endswith("\ufffd"):  # half a character: wait for the rest
+            self.on_text(text[len(self.shown) :])
+            self.shown = text
+
+
+def any_config(config: str | Path | AnyConfig) -> AnyConfig:
+    """A configuration of either target, read where it is a name or a path."""
+    if isinstance(config, AnyConfig):
+        return config
+    found: AnyConfig = load_config(config, CoreConfig, PimConfig)  # type: ignore[assignment]  # one of the two
+    return found
+
+
+def core_config(config: str | Path | CoreConfig, command: str) -> CoreConfig:
+    """A configuration of the ternary target, for commands that only it has."""
+    sizes = any_config(config)
+    if isinstance(sizes, PimConfig):
+        raise ConfigError(f"config {sizes.name}: {command} needs a configuration of target ternary (preset tiny), not pim")
+    return sizes
+
+
+def open_named(model: str | Path, config: AnyConfig, *, weights: bool = False, shape_only: bool = False) -> tuple[Path | None, Any]:
+    """(folder of the checkpoint or None, model or shape) that a MODEL names, of the configuration's target; ``shape_only`` reads no weights."""
+    from lutra.hls_models.shape import ModelShape
+    from lutra.mapping.catalogue import HERE, config_shape, model_names, open_model, shape_names
+    from lutra.mapping.pim.shape import GptShape
+
+    word, shipped = str(model), [*model_names(), *shape_names()]
+    if word not in shipped and not Path(word).exists() and Path(word).suffix not in (".gguf", ".onnx"):
+        near = nearest(Path(word).name, shipped)
+        hint = f"; nearest name: {near}" if near else ""
+        raise ModelError(f"model {word}: no such folder or file, and nothing of that name ships{hint} (shipped: {', '.join(shipped)})")
+    folder = HERE / "models" / word if word in model_names() else Path(word) if Path(word).is_dir() and word not in shipped else None
+    opened = config_shape(folder / "config.json") if shape_only and folder is not None else open_model(word)
+    gpt, pim = isinstance(shape_of(opened), GptShape), isinstance(config, PimConfig)
+    if gpt != pim:
+        runs, preset = ("GPT models", "pim-gpt") if gpt else ("BitNet models", "tiny")
+        raise ConfigError(f"config {config.name}: target {config.target} does not run {shape_of(opened).name}; {runs} need a preset such as {preset}")
+    if weights and isinstance(opened, ModelShape | GptShape):
+        raise ModelError(f"{word}: only a shape, and this needs weights; give a folder with config.json and model.safetensors")
+    return folder, opened
+
+
+def shape_of(opened: Any) -> Any:
+    """Shape of a model, or the shape itself."""
+    return getattr(opened, "shape", opened)
+
+
+def facts(source: Path | None, shape: Any) -> dict[str, Any]:
+    """A model for the manifest: name, shape, and the hash of its weights."""
+    weights = source / "model.safetensors" if source else None
+    return {"name": shape.name, "shape": shape.model_dump(mode="json"), **({"sha256": file_hash(weights)} if weights and weights.is_file() else {})}
+
+
+def keep_tokenizer(source: Path, target: Path) -> None:
+    """Copies what text needs into the run, so that the run stands alone."""
+    for name in ("tokenizer.json", "config.json", "generation_config.json"):
+        if (source / name).is_file():
+            target.mkdir(exist_ok=True)
+            (target / name).write_bytes((source / name).read_bytes())
+
+
+def tokenizer(folder: Path, vocabulary: int) -> "Tokenizer":
+    """Of a model's or a run's folder."""
+    from lutra.mapping.tokenizer import Tokenizer
+
+    return Tokenizer.load(folder, vocabulary)
+
+
+def check_length(context: int, prompt: int, tokens: int) -> None:
+    """Refuses a prompt and a number of tokens that do not fit the context."""
+    if prompt < 1:
+        raise ModelError("prompt must have at least one token")
+    if tokens < 1:
+        raise ConfigError(f"tokens must be at least 1, not {tokens}")
+    if prompt + tokens - 1 > context:  # the last token is written, not read
+        room = context - prompt + 1
+        hint = f"; at most {room} after this prompt" if room > 0 else "; shorten the prompt"
+        raise ModelError(f"prompt of {prompt} tokens and {tokens} more must fit the context of {context}{hint}")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LutraError(f"{path}: must be UTF-8 text") from None
+    except OSError as error:
+        raise LutraError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_ids(path: Path) -> "np.ndarray":
+    """Token ids (tokens,) int64 of an .npy file."""
+    import numpy as np
+
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that claims more than the file holds allocates nothing
+    except (OSError, ValueError, EOFError) as error:
+        raise LutraError(f"{path}: is no .npy file of token ids ({error})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise LutraError(f"{path}: must hold one row of integers, not {getattr(array, 'dtype', 'an archive')} {getattr(array, 'shape', '')}")
+    return array.astype(np.int64)
+
+
+def loss_of(logits: "np.ndarray", ids: "np.ndarray") -> float:
+    """Mean cross-entropy in nats of every token that has a successor."""
+    import numpy as np
+
+    before = logits[:-1] - logits[:-1].max(1, keepdims=True)
+    return float((np.log(np.exp(before).sum(1)) - before[np.arange(len(ids) - 1), ids[1:]]).mean())
