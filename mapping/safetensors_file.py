@@ -22,7 +22,14 @@ from lutra.hls_models.errors import ModelError
 
 __all__ = ["Checkpoint", "Tensor", "read_header", "write"]
 
-DTYPES: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "U8": np.dtype("u1"), "I8": np.dtype("i1")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "I64": np.dtype("<i8"),
+}
 FLOATS = ("BF16", "F16", "F32")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 MAX_DIMENSIONS = 8

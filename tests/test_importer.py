@@ -257,7 +257,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "fraction": (raw({"a": entry(shape=[2.0])}, EIGHT), "shape must be at most 8 whole numbers"),
     "boolean": (raw({"a": entry(shape=[True, 2])}, EIGHT), "shape must be at most 8 whole numbers"),
     "nine dimensions": (raw({"a": entry(shape=[1] * 8 + [2])}, EIGHT), "at most 8"),
-    "unknown type": (raw({"a": entry(dtype="F128")}, EIGHT), "tensor 'a': dtype must be one of BF16, F16, F32, U8, I8, not F128"),
+    "unknown type": (raw({"a": entry(dtype="F128")}, EIGHT), "tensor 'a': dtype must be one of BF16, F16, F32, U8, I8, I64, not F128"),
     "type is a list": (raw({"a": entry(dtype=["F32"])}, EIGHT), "dtype must be one of"),
     "one offset": (raw({"a": entry(offsets=[0])}, EIGHT), "data_offsets must be"),
     "no shape": (raw({"a": {"dtype": "F32"}}, EIGHT), "must have dtype, shape and data_offsets"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lutra.hls_models.pim.config import PimConfig
-from lutra.mapping.pim.shape import GptShape
+from lutra.mapping.pim.shape import TransformerShape
 
 __all__ = ["HEADS_PER_PASS", "HeadLayout", "Pass"]
 
@@ -33,7 +33,7 @@ class Pass:
 class HeadLayout:
     """Sizes of a head in words, beats and columns, and the order of the outputs of the joint matrix: values, keys, queries."""
 
-    shape: GptShape
+    shape: TransformerShape
     config: PimConfig
     passes: tuple[Pass, ...]
 

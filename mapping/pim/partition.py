@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Generic, TypeVar
 
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.pim.config import LANE_BITS, PimConfig
 from lutra.mapping.pim.costs import Costs
 from lutra.mapping.pim.heads import HEADS_PER_PASS, HeadLayout, Pass
 from lutra.mapping.pim.places import Groups, Piece, Shelf, Striped, batched, pieces, placements
-from lutra.mapping.pim.shape import GptShape
+from lutra.mapping.pim.shape import GptShape, TransformerShape
 from lutra.mapping.pim.sram import score_budget, score_stride
 
-__all__ = ["RESERVATION", "KeyValue", "LayerPlaces", "Matrix", "Partition", "Region", "chunk_columns", "partition"]
+__all__ = ["RESERVATION", "KeyValue", "LayerPlaces", "Matrix", "Partition", "Placed", "Placer", "Region", "chunk_columns", "partition"]
 
 RESERVATION = 1024
 """Tokens by which the room for keys and values grows."""
@@ -81,8 +82,8 @@ class Region:
 
 
 @dataclass(frozen=True, eq=False)
-class Partition:
-    """Everything's place.
+class Placed:
+    """A model's place, whatever its family.
 
     Attributes
     ----------
@@ -96,7 +97,7 @@ class Partition:
         Columns of a position: position p is in bank p % B, group p // B.
     """
 
-    shape: GptShape
+    shape: TransformerShape
     config: PimConfig
     costs: Costs
     layout: HeadLayout
@@ -104,11 +105,7 @@ class Partition:
     tokens: int
     positions: int
     embedding: Matrix
-    head: Matrix
-    layers: tuple[LayerPlaces, ...]
     position_groups: Groups
-    gain: Striped
-    bias: Striped
     keyvalues: tuple[tuple[tuple[KeyValue, ...], ...], ...]
     regions: tuple[Region, ...]
     overflow_rows: int
@@ -132,6 +129,17 @@ class Partition:
         """What every channel reads for a position's embedding."""
         slot, bank = divmod(position, self.config.banks)
         return list(pieces(bank, self.position_groups.position(slot), self.position_groups.columns, self.config.columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Partition(Placed):
+    """A GPT model's place."""
+
+    shape: GptShape
+    head: Matrix
+    layers: tuple[LayerPlaces, ...]
+    gain: Striped
+    bias: Striped
 
 
 def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, reservation: int = RESERVATION, ignore_capacity: bool = False) -> Partition:
@@ -161,7 +169,7 @@ def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, 
             f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}; nearest legal value {max(1, reservation // unit) * unit}"
         )
     steps = -(-wanted // reservation)
-    return _Placer(shape, config, reservation, steps, max(shape.context, wanted)).partition(ignore_capacity)
+    return _GptPlacer(shape, config, reservation, steps, max(shape.context, wanted)).partition(ignore_capacity)
 
 
 def chunk_columns(inputs: int, groups: int, costs: Costs) -> list[int]:
@@ -173,8 +181,13 @@ def chunk_columns(inputs: int, groups: int, costs: Costs) -> list[int]:
     return min((greedy, equal), key=lambda sizes: sum(placements(size, groups, costs)[0][0] for size in sizes))
 
 
-class _Placer:
-    def __init__(self, shape: GptShape, config: PimConfig, reservation: int, steps: int, positions: int) -> None:
+P = TypeVar("P", bound=Placed)
+
+
+class Placer(Generic[P]):
+    """Places a model of any family; ``place``, ``sizes`` and ``score_budget`` are the family's."""
+
+    def __init__(self, shape: TransformerShape, config: PimConfig, reservation: int, steps: int, positions: int) -> None:
         self.shape, self.config, self.reservation, self.steps, self.positions = shape, config, reservation, steps, positions
         self.costs = Costs.of(config)
         self.placements = cache(self._placements)
@@ -202,7 +215,7 @@ class _Placer:
         sizes = HeadLayout(shape, config, ())
         divisors = [s for s in range(1, config.channels + 1) if config.channels % s == 0 and self.reservation % (s * config.banks) == 0]
         splits = [s for s in divisors if sizes.words % s == 0 or s == config.channels]
-        budget = score_budget(shape, config, HeadLayout(shape, config, (Pass(0, shape.heads, 1),)))
+        budget = self.score_budget(HeadLayout(shape, config, (Pass(0, shape.heads, 1),)))
         roomy = [s for s in splits if 2 * self._together(s) * score_stride(self.positions, s, config) <= budget]
         splits = roomy or [s for s in splits if self._together(s) * score_stride(self.positions, s, config) <= budget] or splits[-1:]
         cost = {s: self._pass_cycles(s, sizes) for s in splits}
@@ -265,55 +278,52 @@ class _Placer:
         room = batched(Groups(0, columns, layout.groups(part.split), config.columns // columns, config.columns), self.costs)[1]
         return KeyValue(keys, tuple(self.take(f"{name} values {b}", room) for b in range(self.reservation // block)))
 
-    def place(self) -> Partition:
-        shape, config, layout = self.shape, self.config, self.layout
-        self.regions = []
-        d, attention = shape.hidden, shape.heads * layout.words * config.banks
-        beats = -(-d // config.lanes)
-        columns = -(-beats // config.channels)
-        per_row = config.columns // columns
-        table = self.take("positions", Groups(0, columns, -(-self.positions // config.banks), per_row, config.columns))
-        query_bias = layout.outputs - layout.query_offset // config.channels * config.channels * config.banks
-        together = [{"gain": d, "bias": d}]
-        for i in range(shape.layers):
-            together += [{f"{i} query": query_bias, f"{i} output": d, f"{i} down": d}, {f"{i} up": shape.ffn}]
-        vectors = self.shelf("vectors", together)
-        head = self.matrix("head", shape.vocabulary, d)
-        embedding = head if shape.tied else self.matrix("embedding", shape.vocabulary, d)
-        layers = tuple(
-            LayerPlaces(
-                self.matrix(f"layers.{i}.joint", layout.outputs, d),
-                self.matrix(f"layers.{i}.output", d, attention),
-                self.matrix(f"layers.{i}.up", shape.ffn, d),
-                self.matrix(f"layers.{i}.down", d, shape.ffn),
-                *(vectors[f"{i} {name}"] for name in ("query", "output", "up", "down")),
-            )
-            for i in range(shape.layers)
-        )
-        keyvalues = tuple(
-            tuple(tuple(self.keyvalue(f"layers.{i} step {step} pass {j}", part) for j, part in enumerate(layout.passes)) for i in range(shape.layers))
+    def positions_table(self) -> Groups:
+        """A position's columns are the same on all channels, beat i on channel i % C."""
+        columns = -(-self.shape.hidden // (self.config.lanes * self.config.channels))
+        width = self.config.columns
+        return self.take("positions", Groups(0, columns, -(-self.positions // self.config.banks), width // columns, width))
+
+    @property
+    def query_bias(self) -> int:
+        """Values of the queries' bias, from the first group of the joint matrix that has queries on."""
+        layout, channels = self.layout, self.config.channels
+        return layout.outputs - layout.query_offset // channels * channels * self.config.banks
+
+    def layer_sizes(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of the joint matrix, output, up, down."""
+        d, ffn = self.shape.hidden, self.shape.ffn
+        return [(self.layout.outputs, d), (d, self.shape.heads * self.layout.words * self.config.banks), (ffn, d), (d, ffn)]
+
+    def layer_matrices(self, layer: int) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """Those of ``layer_sizes``."""
+        names = ("joint", "output", "up", "down")
+        joint, output, up, down = (self.matrix(f"layers.{layer}.{name}", *size) for name, size in zip(names, self.layer_sizes(), strict=True))
+        return joint, output, up, down
+
+    def keyvalues(self) -> tuple[tuple[tuple[KeyValue, ...], ...], ...]:
+        """Room for all steps, layers and passes."""
+        passes = list(enumerate(self.layout.passes))
+        return tuple(
+            tuple(tuple(self.keyvalue(f"layers.{i} step {step} pass {j}", part) for j, part in passes) for i in range(self.shape.layers))
             for step in range(self.steps)
         )
-        return Partition(
-            shape=shape,
-            config=config,
-            costs=self.costs,
-            layout=layout,
-            reservation=self.reservation,
-            tokens=self.steps * self.reservation,
-            positions=self.positions,
-            embedding=embedding,
-            head=head,
-            layers=layers,
-            position_groups=table,
-            gain=vectors["gain"],
-            bias=vectors["bias"],
-            keyvalues=keyvalues,
-            regions=tuple(self.regions),
-            overflow_rows=0,
-        )
 
-    def partition(self, ignore_capacity: bool) -> Partition:
+    # the family's
+
+    def place(self) -> P:
+        """Everything, from row 0 on."""
+        raise NotImplementedError
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of one layer's matrices and of all others: what may be placed small."""
+        raise NotImplementedError
+
+    def score_budget(self, layout: HeadLayout) -> int:
+        """Words of the SRAM that are left for scores."""
+        raise NotImplementedError
+
+    def partition(self, ignore_capacity: bool) -> P:
         """By cycles; where that does not fit, with the placements that save most rows per cycle made small, one after the other."""
         made, rows = self.place(), self.config.rows
         for key in self.savings():
@@ -327,7 +337,7 @@ class _Placer:
             self.small = set()
             made = self.place()
             wider = self.config.model_copy(update={"rows": made.rows})
-            return _with(made, wider, made.rows - rows)
+            return replace(made, config=wider, overflow_rows=made.rows - rows)
         config = self.config
         row_bytes = config.channels * config.banks * config.columns * config.lanes * LANE_BITS // 8
         raise ModelError(
@@ -348,24 +358,52 @@ class _Placer:
         yield from (key for _, key in sorted(made))
 
     def matrices(self) -> list[Matrix]:
-        """The matrices of one layer, and the head, placed anywhere."""
-        shape, layout = self.shape, self.layout
+        """Those of ``sizes``, placed anywhere."""
         regions, self.regions = self.regions, []
-        sizes = [
-            (layout.outputs, shape.hidden),
-            (shape.hidden, shape.heads * layout.words * self.config.banks),
-            (shape.ffn, shape.hidden),
-            (shape.hidden, shape.ffn),
-            (shape.vocabulary, shape.hidden),
-        ]
-        found = [self.matrix("", n, k) for n, k in sizes]
+        found = [self.matrix("", n, k) for n, k in self.sizes()]
         self.regions = regions
         return found
 
 
-def _with(made: Partition, config: PimConfig, overflow: int) -> Partition:
-    values = {name: getattr(made, name) for name in Partition.__dataclass_fields__}
-    return Partition(**values | {"config": config, "overflow_rows": overflow})
+class _GptPlacer(Placer[Partition]):
+    shape: GptShape
+
+    def place(self) -> Partition:
+        shape, d = self.shape, self.shape.hidden
+        self.regions = []
+        table = self.positions_table()
+        together = [{"gain": d, "bias": d}]
+        for i in range(shape.layers):
+            together += [{f"{i} query": self.query_bias, f"{i} output": d, f"{i} down": d}, {f"{i} up": shape.ffn}]
+        vectors = self.shelf("vectors", together)
+        head = self.matrix("head", shape.vocabulary, d)
+        embedding = head if shape.tied else self.matrix("embedding", shape.vocabulary, d)
+        names = ("query", "output", "up", "down")
+        layers = tuple(LayerPlaces(*self.layer_matrices(i), *(vectors[f"{i} {name}"] for name in names)) for i in range(shape.layers))
+        return Partition(
+            shape=shape,
+            config=self.config,
+            costs=self.costs,
+            layout=self.layout,
+            reservation=self.reservation,
+            tokens=self.steps * self.reservation,
+            positions=self.positions,
+            embedding=embedding,
+            head=head,
+            layers=layers,
+            position_groups=table,
+            gain=vectors["gain"],
+            bias=vectors["bias"],
+            keyvalues=self.keyvalues(),
+            regions=tuple(self.regions),
+            overflow_rows=0,
+        )
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [*self.layer_sizes(), (self.shape.vocabulary, self.shape.hidden)]
+
+    def score_budget(self, layout: HeadLayout) -> int:
+        return score_budget(self.shape, self.config, layout)
 
 
 def _gib(size: int) -> str:

@@ -14,7 +14,7 @@ from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import read_config
 
-__all__ = ["Activation", "GptShape", "is_gpt"]
+__all__ = ["ACTIVATIONS", "Activation", "GptShape", "TransformerShape", "is_gpt"]
 
 Activation = Literal["gelu_tanh", "gelu_erf", "relu"]
 
@@ -42,10 +42,9 @@ CONFIG_NAMES = {
 """Our field names and those of a GPT-2 ``config.json``."""
 
 
-class GptShape(Config):
-    """Sizes and constants of a model with learned positions, pre-layer-norms and biases; ``from_config`` reads Hugging Face's names."""
+class TransformerShape(Config):
+    """Sizes and constants that all families here have: learned positions, layer norms with biases, two matrices in the feed-forward layer."""
 
-    family: Literal["gpt"] = "gpt"
     name: str = Field(description="name that reports carry")
     hidden: int = Field(gt=0, le=1 << 16, description="width of the residual stream")
     layers: int = Field(gt=0, le=256, description="transformer layers")
@@ -56,7 +55,6 @@ class GptShape(Config):
     context: int = Field(gt=0, le=1 << 16, description="positions that have an embedding")
     activation: Activation = Field("gelu_tanh", description="gelu_tanh (GPT-2's gelu_new), gelu_erf (exact) or relu")
     eps: float = Field(1e-5, gt=0, lt=1, description="epsilon of the layer norms")
-    tied: bool = Field(True, description="the head uses the embedding's table")
 
     @property
     def query_columns(self) -> int:
@@ -67,6 +65,13 @@ class GptShape(Config):
     def linear_weights(self) -> int:
         """Weights of all layers' matrices, without embedding and head."""
         return self.layers * self.hidden * (4 * self.query_columns + 2 * self.ffn)
+
+
+class GptShape(TransformerShape):
+    """A decoder-only model with norms before attention and feed-forward layer; ``from_config`` reads Hugging Face's names."""
+
+    family: Literal["gpt"] = "gpt"
+    tied: bool = Field(True, description="the head uses the embedding's table")
 
     @property
     def parameters(self) -> int:
