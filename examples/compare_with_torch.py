@@ -99,7 +99,7 @@ def compare(args: argparse.Namespace) -> int:
         raise ModelError(f"{args.model}: only a shape, and this needs weights; give a folder with config.json and model.safetensors")
     module = trained(model)
     ids = np.array(Tokenizer.load(folder, model.shape.vocabulary).encode(text))
-    every = tiny_lm.held_out_loss(module, torch.tensor(ids))
+    every = tiny_lm.held_out_loss(module, torch.tensor(ids), module.s.context)
     facts = folder / "training.json"
     recorded = read_config(facts).get("held_out_loss") if facts.exists() else None
     beside = f"; recorded in training: {recorded:.4f}" if isinstance(recorded, float) else ""

@@ -84,10 +84,10 @@ def train(args: argparse.Namespace) -> None:
             speed = (step + 1 - first) * args.batch * c / (time.monotonic() - started)
             print(f"step {step + 1}/{args.steps}  loss {loss.item():.4f}  {speed:,.0f} characters/s", flush=True)
         if (step + 1) % 1000 == 0 or step + 1 == args.steps:
-            print(f"held-out loss after {step + 1} steps: {tiny_lm.held_out_loss(model, held):.4f} nats per character", flush=True)
+            print(f"held-out loss after {step + 1} steps: {tiny_lm.held_out_loss(model, held, shape.context):.4f} nats per character", flush=True)
             kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             torch.save(kept | {"rng": torch.get_rng_state(), "step": step + 1}, checkpoint)
-    final = tiny_lm.held_out_loss(model, held)
+    final = tiny_lm.held_out_loss(model, held, shape.context)
     facts = {
         "held_out_loss": final,
         "steps": args.steps,
