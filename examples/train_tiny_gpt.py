@@ -52,7 +52,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
         parts = self.attn["c_attn"](self.ln_1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*parts.unbind(0), is_causal=True).transpose(1, 2).reshape(n, t, d)
+        queries, keys, values = parts.unbind(0)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2).reshape(n, t, d)
         x = x + self.dropout(self.attn["c_proj"](mixed))
         return x + self.dropout(self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")))
 
