@@ -216,23 +216,24 @@ class Placer(Generic[P]):
         divisors = [s for s in range(1, config.channels + 1) if config.channels % s == 0 and self.reservation % (s * config.banks) == 0]
         splits = [s for s in divisors if sizes.words % s == 0 or s == config.channels]
         budget = self.score_budget(HeadLayout(shape, config, (Pass(0, shape.heads, 1),)))
-        roomy = [s for s in splits if 2 * self._together(s) * score_stride(self.positions, s, config) <= budget]
-        splits = roomy or [s for s in splits if self._together(s) * score_stride(self.positions, s, config) <= budget] or splits[-1:]
-        cost = {s: self._pass_cycles(s, sizes) for s in splits}
+        together = self._together(splits, budget, 2) or self._together(splits, budget, 1) or {splits[-1]: 1}
+        cost = {s: self._pass_cycles(s, sizes) for s in together}
         best: list[tuple[int, tuple[int, ...]]] = [(0, ())]
         for heads in range(1, shape.heads + 1):
-            options = ((best[max(0, heads - self._together(s))], s) for s in splits)
+            options = ((best[max(0, heads - number)], s) for s, number in together.items())
             best.append(min((before[0] + cost[s], (*before[1], s)) for before, s in options))
         made, first = [], 0
         for split in sorted(best[shape.heads][1]):
-            heads = min(self._together(split), shape.heads - first)
+            heads = min(together[split], shape.heads - first)
             if heads:
                 made.append(Pass(first, heads, split))
                 first += heads
         return tuple(made)
 
-    def _together(self, split: int) -> int:
-        return min(self.config.channels // split, HEADS_PER_PASS)
+    def _together(self, splits: Sequence[int], budget: int, passes: int) -> dict[int, int]:
+        """Heads of a pass by split, as many as channels, scalars, and the SRAM with the scores of ``passes`` passes allow; splits without room are absent."""
+        room = {s: budget // (passes * score_stride(self.positions, s, self.config)) for s in splits}
+        return {s: min(self.config.channels // s, HEADS_PER_PASS, heads) for s, heads in room.items() if heads}
 
     def _pass_cycles(self, split: int, sizes: HeadLayout) -> int:
         """Cycles of a pass at the largest context of one step: scores, weighted values, the buffers before them, the values' writes."""
