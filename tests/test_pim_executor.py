@@ -111,6 +111,7 @@ SYSTEMS: list[tuple[PimConfig, dict[str, Any], dict[str, Any]]] = [
     (SMALL, {"channels": 4, "banks": 8, "lanes": 8, "columns": 4, "companion": {"sram_bytes": 1 << 16, "functions": "taylor"}}, {"heads": 4, "head_dim": 16}),
     (SMALL, {"accumulator": "bf16"}, {"layers": 1}),
     (GPT, {}, {"layers": 1, "hidden": 96, "heads": 3, "vocabulary": 300}),
+    (GPT, {"channels": 4, "companion": {"sram_bytes": 1 << 15}}, {"layers": 1, "heads": 5, "head_dim": 16, "context": 1024}),  # passes of 3: the SRAM's limit
 ]
 
 

@@ -231,6 +231,12 @@ def test_placement_is_chosen_by_cycles_not_by_row_hits() -> None:
     assert one.layers[0].down.groups == 6 and len(one.layers[0].down.chunks) == 3
 
 
+def test_a_pass_has_the_heads_whose_scores_fit() -> None:
+    """16 heads of GPT-3 medium's 2,048 positions on 32 channels: scores of 2 x 8 heads exceed the SRAM, those of 2 x 6 do not."""
+    made = partition(named("gpt3-medium"), changed(GPT, channels=32), tokens=1024)
+    assert [(p.heads, p.split) for p in made.passes] == [(6, 4), (6, 4), (4, 4)]
+
+
 def command_cycles(config: PimConfig, positions: list[int], count: int, batch: int) -> int:
     """From the first activate until a row could be opened behind the last burst, by the per-command path (every row is open for tRAS)."""
     macros = []
