@@ -16,10 +16,10 @@ import numpy as np
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import read_config
 from lutra.mapping.pim.model import GptModel, Layer, Norm
-from lutra.mapping.pim.shape import ACTIVATIONS, CONFIG_NAMES, GptShape
+from lutra.mapping.pim.shape import ACTIVATIONS, CONFIG_NAMES, GptShape, TransformerShape
 from lutra.mapping.safetensors_file import FLOATS, Checkpoint, write
 
-__all__ = ["load", "save"]
+__all__ = ["Importer", "load", "save"]
 
 PREFIX = "transformer."
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
@@ -34,62 +34,35 @@ def load(folder: Path) -> GptModel:
         Files are missing, damaged or hostile, or the model is not of this family; missing, unknown and misshapen tensors are listed at once, by name.
     """
     shape = GptShape.from_mapping(read_config(folder / "config.json"), folder / "config.json")
-    return _Importer(folder, shape).model()
+    return _GptImporter(folder, shape).model()
 
 
-class _Importer:
-    """Takes tensors by name and collects problems instead of stopping at the first."""
+class Importer:
+    """Takes a checkpoint's tensors by name and collects problems instead of stopping at the first.
 
-    def __init__(self, folder: Path, shape: GptShape) -> None:
+    Parameters
+    ----------
+    folder
+        Where the safetensors are.
+    shape
+        Sizes of the model.
+    prefix
+        What names may begin with, all alike.
+    """
+
+    def __init__(self, folder: Path, shape: TransformerShape, prefix: str) -> None:
         checkpoint = Checkpoint(folder)
-        self.folder, self.shape, self.path = folder, shape, checkpoint.path
-        self.tensors = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.tensors.items()}
+        self.folder, self.hidden, self.path = folder, shape.hidden, checkpoint.path
+        self.tensors = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
         self.problems: list[str] = []
         if len(self.tensors) < len(checkpoint.tensors):
-            both = [name for name in checkpoint.tensors if PREFIX + name in checkpoint.tensors]
-            self.problems.append(f"tensors must stand there once, not with and without {PREFIX!r}: {', '.join(both)}")
+            both = [name for name in checkpoint.tensors if prefix + name in checkpoint.tensors]
+            self.problems.append(f"tensors must stand there once, not with and without {prefix!r}: {', '.join(both)}")
         self.used: set[str] = set()
 
-    def model(self) -> GptModel:
-        shape = self.shape
-        d = shape.hidden
-        embedding = self.take("wte.weight", (shape.vocabulary, d))
-        positions = self.take("wpe.weight", (shape.context, d))
-        layers = tuple(self.layer(f"h.{i}.") for i in range(shape.layers))
-        norm = self.norm("ln_f.")
-        head = embedding
-        if not shape.tied or "lm_head.weight" in self.tensors:
-            head = self.take("lm_head.weight", (shape.vocabulary, d))
-            if shape.tied:
-                if head.shape == embedding.shape and not np.array_equal(head, embedding):
-                    self.problems.append("lm_head.weight must equal wte.weight where tie_word_embeddings is true")
-                head = embedding
-        self.problems += [f"unknown tensor {name}" for name in self.tensors if name not in self.used and not BUFFER.fullmatch(name)]
-        if self.problems:
-            raise ModelError(f"{self.path}: unsupported checkpoint: {'; '.join(self.problems)}")
-        return GptModel(shape, embedding, positions, layers, norm, head, self.folder)
-
-    def layer(self, prefix: str) -> Layer:
-        d, q, f = self.shape.hidden, self.shape.query_columns, self.shape.ffn
-        qkv, qkv_bias = self.linear(f"{prefix}attn.c_attn.", d, 3 * q)
-        parts = [(qkv[i * q : (i + 1) * q], qkv_bias[i * q : (i + 1) * q]) for i in range(3)]
-        return Layer(
-            self.norm(f"{prefix}ln_1."),
-            *parts[0],
-            *parts[1],
-            *parts[2],
-            *self.linear(f"{prefix}attn.c_proj.", q, d),
-            self.norm(f"{prefix}ln_2."),
-            *self.linear(f"{prefix}mlp.c_fc.", d, f),
-            *self.linear(f"{prefix}mlp.c_proj.", f, d),
-        )
-
-    def linear(self, prefix: str, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
-        """(outputs, inputs) and (outputs,) of a Conv1D."""
-        return self.take(f"{prefix}weight", (inputs, outputs)).T, self.take(f"{prefix}bias", (outputs,))
-
     def norm(self, prefix: str) -> Norm:
-        return Norm(self.take(f"{prefix}weight", (self.shape.hidden,)), self.take(f"{prefix}bias", (self.shape.hidden,)))
+        """Gain and bias."""
+        return Norm(self.take(f"{prefix}weight", (self.hidden,)), self.take(f"{prefix}bias", (self.hidden,)))
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """float32 values; a stand-in of the right number of dimensions where they are unusable, which is noted."""
@@ -110,6 +83,54 @@ class _Importer:
         except ModelError as error:
             self.problems.append(str(error).removeprefix(f"{tensor.path}: "))
             return nothing
+
+    def finish(self, unused: re.Pattern[str]) -> None:
+        """ModelError with all problems; tensors that nobody took must match ``unused``."""
+        self.problems += [f"unknown tensor {name}" for name in self.tensors if name not in self.used and not unused.fullmatch(name)]
+        if self.problems:
+            raise ModelError(f"{self.path}: unsupported checkpoint: {'; '.join(self.problems)}")
+
+
+class _GptImporter(Importer):
+    def __init__(self, folder: Path, shape: GptShape) -> None:
+        super().__init__(folder, shape, PREFIX)
+        self.shape = shape
+
+    def model(self) -> GptModel:
+        shape = self.shape
+        d = shape.hidden
+        embedding = self.take("wte.weight", (shape.vocabulary, d))
+        positions = self.take("wpe.weight", (shape.context, d))
+        layers = tuple(self.layer(f"h.{i}.") for i in range(shape.layers))
+        norm = self.norm("ln_f.")
+        head = embedding
+        if not shape.tied or "lm_head.weight" in self.tensors:
+            head = self.take("lm_head.weight", (shape.vocabulary, d))
+            if shape.tied:
+                if head.shape == embedding.shape and not np.array_equal(head, embedding):
+                    self.problems.append("lm_head.weight must equal wte.weight where tie_word_embeddings is true")
+                head = embedding
+        self.finish(BUFFER)
+        return GptModel(shape, embedding, positions, layers, norm, head, self.folder)
+
+    def layer(self, prefix: str) -> Layer:
+        d, q, f = self.shape.hidden, self.shape.query_columns, self.shape.ffn
+        qkv, qkv_bias = self.linear(f"{prefix}attn.c_attn.", d, 3 * q)
+        parts = [(qkv[i * q : (i + 1) * q], qkv_bias[i * q : (i + 1) * q]) for i in range(3)]
+        return Layer(
+            self.norm(f"{prefix}ln_1."),
+            *parts[0],
+            *parts[1],
+            *parts[2],
+            *self.linear(f"{prefix}attn.c_proj.", q, d),
+            self.norm(f"{prefix}ln_2."),
+            *self.linear(f"{prefix}mlp.c_fc.", d, f),
+            *self.linear(f"{prefix}mlp.c_proj.", f, d),
+        )
+
+    def linear(self, prefix: str, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+        """(outputs, inputs) and (outputs,) of a Conv1D."""
+        return self.take(f"{prefix}weight", (inputs, outputs)).T, self.take(f"{prefix}bias", (outputs,))
 
 
 def save(model: GptModel, folder: Path, *, dtype: type[np.float32] | type[np.float16] = np.float32, prefix: str = PREFIX) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from lutra.hls_models.errors import ModelError
 from lutra.mapping.pim.model import GptModel, Norm
 
-__all__ = ["evaluate"]
+__all__ = ["activation", "evaluate", "norm"]
 
 Array = np.ndarray
 
@@ -25,7 +25,7 @@ def evaluate(model: GptModel, ids: Array) -> Array:
     tokens = len(ids)
     x = model.embedding[ids].astype(np.float64) + model.positions[:tokens]
     for layer in model.layers:
-        n = _norm(x, layer.attention_norm, shape.eps)
+        n = norm(x, layer.attention_norm, shape.eps)
         pairs = ((layer.query, layer.query_bias), (layer.key, layer.key_bias), (layer.value, layer.value_bias))
         q, k, v = ((n @ weight.T + bias).reshape(tokens, shape.heads, shape.head_dim) for weight, bias in pairs)
         scores = np.einsum("thd,shd->hts", q, k) / math.sqrt(shape.head_dim)
@@ -34,19 +34,21 @@ def evaluate(model: GptModel, ids: Array) -> Array:
         weights /= weights.sum(-1, keepdims=True)
         heads = np.einsum("hts,shd->thd", weights, v).reshape(tokens, -1)
         x = x + heads @ layer.output.T + layer.output_bias
-        h = _activation(_norm(x, layer.ffn_norm, shape.eps) @ layer.up.T + layer.up_bias, shape.activation)
+        h = activation(norm(x, layer.ffn_norm, shape.eps) @ layer.up.T + layer.up_bias, shape.activation)
         x = x + h @ layer.down.T + layer.down_bias
-    return _norm(x, model.norm, shape.eps) @ model.head.astype(np.float64).T
+    return norm(x, model.norm, shape.eps) @ model.head.astype(np.float64).T
 
 
-def _norm(x: Array, norm: Norm, eps: float) -> Array:
+def norm(x: Array, by: Norm, eps: float) -> Array:
+    """Layer norm of (..., hidden)."""
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * norm.gain + norm.bias
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * by.gain + by.bias
 
 
-def _activation(x: Array, name: str) -> Array:
+def activation(x: Array, name: str) -> Array:
+    """One of ``shape.Activation``, element by element."""
     if name == "relu":
         return np.maximum(x, 0)
     if name == "gelu_erf":
-        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2)))
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -14,7 +14,7 @@ from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import read_config
 
-__all__ = ["ACTIVATIONS", "Activation", "GptShape", "TransformerShape", "is_gpt"]
+__all__ = ["ACTIVATIONS", "Activation", "GptShape", "TransformerShape", "is_gpt", "validated"]
 
 Activation = Literal["gelu_tanh", "gelu_erf", "relu"]
 
@@ -67,6 +67,9 @@ class TransformerShape(Config):
         return self.layers * self.hidden * (4 * self.query_columns + 2 * self.ffn)
 
 
+S = TypeVar("S", bound=TransformerShape)
+
+
 class GptShape(TransformerShape):
     """A decoder-only model with norms before attention and feed-forward layer; ``from_config`` reads Hugging Face's names."""
 
@@ -83,7 +86,7 @@ class GptShape(TransformerShape):
     @classmethod
     def from_yaml(cls, path: Path) -> GptShape:
         """A shape file of lutra's own (field names of this class)."""
-        return _validated(cls, yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
+        return validated(cls, yaml.safe_load(path.read_text(encoding="utf-8")), path.name, CONFIG_NAMES)
 
     @classmethod
     def from_config(cls, path: Path) -> GptShape:
@@ -115,7 +118,7 @@ class GptShape(TransformerShape):
         if missing:
             raise ModelError(f"{path}: missing {', '.join(missing)}")
         values = {ours: given[theirs] for ours, theirs in CONFIG_NAMES.items() if given.get(theirs) is not None}
-        return _validated(cls, values | {"name": path.resolve().parent.name or "model"}, str(path))
+        return validated(cls, values | {"name": path.resolve().parent.name or "model"}, str(path), CONFIG_NAMES)
 
 
 def is_gpt(config: Mapping[str, Any]) -> bool:
@@ -144,9 +147,10 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _validated(cls: type[GptShape], values: Any, where: str) -> GptShape:
+def validated(cls: type[S], values: Any, where: str, names: Mapping[str, str]) -> S:
+    """A shape; ModelError with ``names``, the file's words for our fields, where a value is impossible."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        phrases = [f"{CONFIG_NAMES.get(str(item['loc'][0]), item['loc'][0])}: {item['msg']}, not {item['input']!r}" for item in error.errors()]
+        phrases = [f"{names.get(str(item['loc'][0]), item['loc'][0])}: {item['msg']}, not {item['input']!r}" for item in error.errors()]
         raise ModelError(f"{where}: {'; '.join(phrases)}") from None
