@@ -19,6 +19,7 @@ A boundary inside a design (``lutra.rtl.tap``) is recorded beside the design's p
 Every design runs from reset in each run and streams are as in docs/architecture.md, part 2.3. Cycles are counted from 0, the first cycle after reset.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,10 +87,13 @@ class Bench:
     ----------
     name
         For messages.
+    description
+        All that determines the designs besides this package's sources, as JSON: with it, designs that were elaborated once are not elaborated again.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, description: object = None) -> None:
         self.name = name
+        self._description = description
         self._duts: dict[str, _Dut] = {}
         self._recorded: dict[str, dict[str, Port]] = {}
         self._built: simulator.Build | None = None
@@ -132,11 +136,21 @@ class Bench:
         m.d.comb += done.eq(Cat(flags).all())
         return m, {"cycle": (cycle, None), "done": (done, None)}
 
-    def build(self, *, optimization: str = simulator.OPTIMIZATION, waves: bool = False) -> simulator.Build:
-        """Verilates all designs together, or takes the result of an equal build from the cache. Long runs are worth ``optimization="-O2"``."""
+    def _texts(self) -> dict[str, str]:
+        """RTLIL of all designs, and payload widths of the boundaries inside them."""
         top, ports = self._top()
         rtlil, taps = probes.name_taps(emit_rtlil(top, "bench", ports=ports), "bench")
-        rtlil = share_modules(rtlil)
+        return {"rtlil": share_modules(rtlil), "taps": json.dumps(taps)}
+
+    def build(self, *, optimization: str = simulator.OPTIMIZATION, waves: bool = False) -> simulator.Build:
+        """Verilates all designs together, or takes the result of an equal build from the cache. Long runs are worth ``optimization="-O2"``."""
+        if self._description is None:
+            texts = self._texts()
+        else:
+            texts = simulator.kept_texts([list(self._duts), self._description], self._texts)
+            for dut in self._duts.values():
+                dut.component._MustUse__used = True  # else Amaranth warns of what the cache has spared
+        rtlil, taps = texts["rtlil"], json.loads(texts["taps"])
         self._recorded = {name: dict(dut.ports) for name, dut in self._duts.items()}
         for group, widths in taps.items():
             for tap, width in widths.items():

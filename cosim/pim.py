@@ -141,7 +141,8 @@ class PimBench:
 
     def __init__(self, config: PimConfig, timing: Timing, *, rows: int) -> None:
         self.config, self.timing, self.rows = config, timing, rows
-        self.bench = Bench(f"{config.name} system")
+        description = ["pim system", config.model_dump(mode="json"), timing.model_dump(mode="json"), rows]
+        self.bench = Bench(f"{config.name} system", description=description)
         self.bench.add("system", SystemPorts(config, timing, rows=rows, files="cells"))
 
     def build(self) -> None:

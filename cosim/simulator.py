@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["Build", "build", "cache_root", "run", "tools"]
+__all__ = ["Build", "build", "cache_root", "kept_texts", "run", "tools"]
 
 TOP = "top"
 MANIFEST = "manifest.json"
@@ -187,6 +187,37 @@ def _sweep() -> None:
 
 def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def _sources() -> str:
+    """Hash of everything that hardware is described by."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for folder in ("rtl", "hls_models", "cosim"):
+        for path in sorted(path for kind in ("*.py", "*.v", "*.yaml") for path in (package / folder).rglob(kind)):
+            digest.update(f"{path.relative_to(package)} {_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def kept_texts(description: object, make: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Named texts that a design's description (JSON), this package's sources and their tools determine: kept in the cache, where elaborating is long."""
+    versions = {package: version(package) for package in ("amaranth", "numpy", "pydantic")}
+    folder = cache_root() / f"text-{_key(versions, platform.python_version(), _sources(), description)}"
+    if _intact(folder):
+        with contextlib.suppress(OSError):
+            return {name: (folder / name).read_text() for name in json.loads((folder / MANIFEST).read_text())["files"]}
+    texts = make()
+    cache_root().mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache_root()))
+    try:
+        for name, text in texts.items():
+            (work / name).write_text(text)
+        _seal(work, texts, {})
+        _publish(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return texts
 
 
 def build(key_text: str, verilog: Callable[[], str], *, optimization: str = OPTIMIZATION, waves: bool = False) -> Build:

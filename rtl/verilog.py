@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Emission of Verilog: deterministic text, self-contained, without source paths."""
 
+import contextlib
+import gc
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,20 @@ def emit_rtlil(component: Any, name: str = "top", *, ports: dict[str, Any] | Non
         directions = {In: PortDirection.Input, Out: PortDirection.Output}
         members = [("__".join(map(str, path)), member.flow, Value.cast(value)) for path, member, value in component.signature.flatten(component)]
         ports = {port: (value, directions[flow]) for port, flow, value in members if not isinstance(value, Const)}
-    return rtlil.convert(component, name=name, ports=ports, emit_src=False)
+    with _without_collection():
+        return rtlil.convert(component, name=name, ports=ports, emit_src=False)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage collection: among the millions of objects of a large design, which all stay to the end, it is half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def library_text(text: str, folder: Path = LIBRARY) -> str:
