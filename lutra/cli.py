@@ -257,10 +257,12 @@ def presets(
     as_json: Json = False,
 ) -> None:
     """Shipped configurations, models and shapes."""
-    from lutra.hls_models.ternary.config import CoreConfig
-
     if schema:
-        return _print_json(CoreConfig.model_json_schema())
+        from pydantic import TypeAdapter
+
+        from lutra.inputs import AnyConfig
+
+        return _print_json(TypeAdapter(AnyConfig).json_schema())
     from lutra import api
 
     found = api.shipped()

@@ -10,7 +10,7 @@ from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.pim import energy
 from lutra.hls_models.pim.channel import BEFORE, DATA, SPACE, ChannelModel
 from lutra.hls_models.pim.config import LANE_BITS, PimConfig
-from lutra.hls_models.pim.program import Command, Program
+from lutra.hls_models.pim.program import Command, MacroKind, Program
 from lutra.hls_models.pim.system import SystemModel, SystemRun
 from lutra.hls_models.pim.timing import Timing, load_timing
 from lutra.mapping.pim.lower import lower
@@ -139,7 +139,7 @@ def estimate(
     timing = load_timing(config.timing)
     longest = max([context, prompt or 1, *sweep])
     made = partition(shape, config, tokens=longest, ignore_capacity=ignore_capacity)
-    total = 1 + (prompt or 0) + len(sweep) + len(channels) + config.activate_in_register_mode
+    total = 2 + (prompt or 0) + len(sweep) + len(channels) + config.activate_in_register_mode
     steps = iter(range(1, total + 1))
 
     def timed(place: Partition, at: int) -> TokenTime:
@@ -150,11 +150,23 @@ def estimate(
     token = timed(made, context)
     report = report_of(token)
     more: dict[str, object] = {}
+    assumptions = []
     if config.activate_in_register_mode:
         without = made.config.model_copy(update={"activate_in_register_mode": False})
         other = timed(partition(shape, without, tokens=longest, ignore_capacity=ignore_capacity), context).cycles
         text = "rows are activated, and banks precharged, while the channel is in register mode: the published table does not forbid it"
-        more["assumptions"] = [AssumptionFigures(name="activate_in_register_mode", text=text, cycles_per_token_without=other)]
+        assumptions.append(AssumptionFigures(name="activate_in_register_mode", text=text, cycles_per_token_without=other))
+    buffers = max(sum(macro.kind == MacroKind.BUFFER for macro in macros) for macros in token.program.macros)
+    text = (
+        "the global buffer is written in array mode (an open simulator does it in register mode); without: two mode changes more for every buffer, not hidden"
+    )
+    later = token.cycles + 2 * timing.cycles("tMODE") * buffers
+    assumptions.append(AssumptionFigures(name="buffer_write_in_array_mode", text=text, cycles_per_token_without=later))
+    serial = token_time(made, timing, context, overlap=False).cycles
+    update(next(steps), total)
+    text = "the companion chip works beside the channels as far as dependencies allow (PIM-GPT takes turns)"
+    assumptions.append(AssumptionFigures(name="overlap", text=text, cycles_per_token_without=serial))
+    more["assumptions"] = assumptions
     if prompt:
         cycles = sum(timed(made, at).cycles for at in range(1, prompt + 1))
         more["prefill"] = PrefillFigures(tokens=prompt, cycles=cycles, seconds=cycles * timing.clock_ns * 1e-9)

@@ -214,7 +214,9 @@ def test_doctor_and_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "verilator" in call(capsys, "doctor")[0]
     assert "tiny" in json.loads(call(capsys, "presets", "--json")[0])["presets"] and "bitnet-0.73b" in call(capsys, "presets")[0]
     schema = json.loads(call(capsys, "presets", "--schema")[0])
-    assert schema["properties"]["group"]["maximum"] == 5 and schema["additionalProperties"] is False
+    core, pim = (schema["$defs"][part["$ref"].split("/")[-1]] for part in schema["anyOf"])
+    assert core["properties"]["group"]["maximum"] == 5 and core["additionalProperties"] is False
+    assert pim["properties"]["channels"]["minimum"] == 1 and "gddr6-aim" in call(capsys, "presets")[0]
 
 
 @pytest.mark.smoke

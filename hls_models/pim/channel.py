@@ -54,6 +54,7 @@ class ChannelModel:
     counts : commands issued by kind
     spent : cycles before commands by (kind, what the command waited for), index kind * BEFORE + reason; their sum is the cycle of the last command
     waiting : whose time ``advance`` stopped for: that of the next data beat, or of the next read-out to be taken
+    behind : the most refreshes that were due and not done when one was issued
     done : cycle of the last command once the program has ended, else None
     """
 
@@ -76,6 +77,7 @@ class ChannelModel:
         self.counts = [0] * KINDS
         self.spent = [0] * (KINDS * BEFORE)
         self.done: int | None = None
+        self.behind = 0
         self.waiting: Literal["data", "readout"] | None = None
         self._offers = None if macro_offers is None else [int(cycle) for cycle in np.asarray(macro_offers)]
         self._log: list[int] = []
@@ -169,6 +171,7 @@ class ChannelModel:
     # ---- rows and refresh ----
 
     def _refresh(self, t: int) -> None:
+        self.behind = max(self.behind, (t - self._due) // self._interval + 1)
         self._issue(REF, t)
         self._due += self._interval
 

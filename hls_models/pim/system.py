@@ -21,6 +21,9 @@ from lutra.hls_models.pim.timing import Timing
 
 __all__ = ["SystemModel", "SystemRun"]
 
+POSTPONED = 8
+"""Refreshes that may be due and not done (JEDEC's rule for GDDR devices; see 4.4)."""
+
 
 @dataclass(frozen=True)
 class SystemRun:
@@ -67,11 +70,14 @@ class SystemModel:
 
         Raises
         ------
-        LutraError : the units wait for each other: the program takes beats that nobody sends
+        LutraError : the units wait for each other: the program takes beats that nobody sends; or refreshes fall further behind than a device allows
         """
         for _ in self.steps():
             pass
         companion = self.companion
+        behind = max(channel.behind for channel in self.channels)
+        if behind > POSTPONED:
+            raise LutraError(f"program holds a row for so long that refreshes are {behind} behind; a device allows {POSTPONED}")
         ends = [channel.done or 0 for channel in self.channels]
         return SystemRun(max([*ends, *companion.dones]), np.array(companion.starts, np.int64), np.array(companion.dones, np.int64), self.channels, companion)
 

@@ -81,8 +81,9 @@ class Timing(Config):
         return value.ns
 
     def cycles(self, name: str) -> int:
-        """Command clock cycles of a parameter: its nanoseconds rounded up."""
-        return math.ceil(self.ns(name) / self.clock_ns - 1e-9)
+        """Command clock cycles of a parameter: its nanoseconds rounded up; the interval of refreshes, which is a maximum, rounded down."""
+        clocks = self.ns(name) / self.clock_ns
+        return math.floor(clocks + 1e-9) if name == "tREFI" else math.ceil(clocks - 1e-9)
 
     def ours(self) -> list[str]:
         """Names of the parameters whose value no public table gives."""
