@@ -274,13 +274,20 @@ def demo(out: str | Path = "runs/demo", *, prompt: str | None = None, tokens: in
     return found
 
 
-def verilog(config: str | Path | CoreConfig = DEFAULT_CONFIG, *, model: str | Path = DEFAULT_MODEL, block: str = "core") -> str:
-    """Verilog of a whole core or of one of its blocks (``engine.BLOCKS``); the model's shape decides depths and widths."""
-    if block not in engine.BLOCKS:
-        near = nearest(block, engine.BLOCKS)
-        raise ConfigError(f"block must be one of {', '.join(engine.BLOCKS)}, not {block!r}" + (f"; nearest: {near}" if near else ""))
-    sizes = core_config(config, "verilog")
-    return engine.verilog(_spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), block)
+def verilog(config: str | Path | AnyConfig = DEFAULT_CONFIG, *, model: str | Path = DEFAULT_MODEL, block: str | None = None) -> str:
+    """Verilog of a whole core (or PIM system) or of one of its blocks (``engine.BLOCKS``, ``pim_run.BLOCKS``).
+
+    On the ternary target the model's shape decides depths and widths.
+    """
+    sizes = any_config(config)
+    blocks = pim_run.BLOCKS if isinstance(sizes, PimConfig) else engine.BLOCKS
+    name = block or next(iter(blocks))
+    if name not in blocks:
+        near = nearest(name, blocks)
+        raise ConfigError(f"block must be one of {', '.join(blocks)}, not {name!r}" + (f"; nearest: {near}" if near else ""))
+    if isinstance(sizes, PimConfig):
+        return pim_run.verilog(sizes, name)
+    return engine.verilog(_spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), name)
 
 
 def pim_trace(trace: str | Path, preset: str | Path = "gddr6-aim", *, refresh: bool = True) -> "TraceResult":

@@ -156,7 +156,13 @@ def evaluate(
 def verilog(
     config: Config = "tiny",
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model whose shape the core fits.")] = "tiny-shakespeare",
-    block: Annotated[str, typer.Option(help="core, or one of its blocks: loader, weights, tlmm, vector, attention, head.")] = "core",
+    block: Annotated[
+        str | None,
+        typer.Option(
+            help="core, or one of loader, weights, tlmm, vector, attention, head; PIM: system, or one of channel, controller, mac, companion.",
+            show_default="all of it",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write.", show_default="standard output")] = None,
     as_json: Json = False,
 ) -> None:
@@ -164,11 +170,12 @@ def verilog(
     from lutra import api
 
     text = api.verilog(config, model=model, block=block)
+    module = text.split("module ", 1)[1].split("(", 1)[0].split(";", 1)[0].strip() if block is None else f"lutra_{block}"
     if out is not None:
         api.write_file(out, text)
     if as_json:
-        return _print_json({"module": f"lutra_{block}", **({"verilog": text} if out is None else {"file": str(out)})})
-    print(text if out is None else f"{out}: module lutra_{block}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
+        return _print_json({"module": module, **({"verilog": text} if out is None else {"file": str(out)})})
+    print(text if out is None else f"{out}: module {module}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
 
 
 @app.command("pim-trace", epilog=_examples("lutra pim-trace layer.trace --preset gddr6-aim --no-refresh", "lutra pim-trace layer.trace --json"))

@@ -22,8 +22,10 @@ if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
 
     from lutra.mapping.pim.partition import Partition
 
-__all__ = ["compile_model", "cosim", "estimate", "forward"]
+__all__ = ["BLOCKS", "compile_model", "cosim", "estimate", "forward", "verilog"]
 
+BLOCKS = ("system", "channel", "controller", "mac", "companion")
+"""What ``lutra verilog`` writes, the whole first."""
 CELLS, PROGRAM, PLACES, TOKENIZER, TRACE = "cells.npy", "program.txt", "places.json", "tokenizer", "trace.json"
 
 
@@ -49,6 +51,27 @@ def compile_model(model: str | Path, config: PimConfig, out: str | Path | None) 
         if source is not None:
             keep_tokenizer(source, draft.path / TOKENIZER)
     return open_run(target)
+
+
+def verilog(config: PimConfig, block: str) -> str:
+    """Verilog of a whole system without its cells, or of one block."""
+    from lutra.hls_models.pim.timing import load_timing
+    from lutra.rtl.pim.channel import Channel
+    from lutra.rtl.pim.companion import Companion
+    from lutra.rtl.pim.controller import Controller
+    from lutra.rtl.pim.mac import MacUnit
+    from lutra.rtl.pim.system import PimSystem
+    from lutra.rtl.verilog import emit
+
+    timing = load_timing(config.timing)
+    makers: dict[str, Any] = {
+        "system": lambda: PimSystem(config, timing),
+        "channel": lambda: Channel(config, timing),
+        "controller": lambda: Controller(config, timing),
+        "mac": lambda: MacUnit(config),
+        "companion": lambda: Companion(config),
+    }
+    return emit(makers[block](), f"lutra_{block}")
 
 
 def _listing(program: Any) -> str:
