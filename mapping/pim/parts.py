@@ -25,7 +25,7 @@ from lutra.mapping.pim.flow import Flow
 from lutra.mapping.pim.heads import HEADS_PER_PASS, Pass
 from lutra.mapping.pim.macros import multiply, read, runs, write
 from lutra.mapping.pim.partition import Matrix, Placed
-from lutra.mapping.pim.places import Piece, Striped, pieces
+from lutra.mapping.pim.places import Striped, pieces
 from lutra.mapping.pim.sram import score_stride
 
 __all__ = ["FUNCTIONS", "SCALE", "SQUARES", "SUM", "Parts", "Source", "constant"]
@@ -279,12 +279,3 @@ class Parts:
                 scale=sums if last else None,
             )
             step.receive = [[*reciprocals, receipt]]
-
-    # vectors of one token in one bank
-
-    def stored(self, channel: int, parts: Sequence[Piece], base: int, after: int | None = 0) -> None:
-        """A vector of the SRAM, rounded to bf16, into columns of one bank."""
-        step, d = self.flow.step("hidden out", after=after), self.places.shape.hidden
-        for piece in parts:
-            step.add([channel], *write(piece.bank, piece.row * self.config.columns + piece.column, piece.count, self.config))
-        step.send = [Vector(Operation.COPY, base, self.beats(d), d, mask=1 << channel)]

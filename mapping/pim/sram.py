@@ -10,7 +10,7 @@ from lutra.hls_models.pim.config import PimConfig
 from lutra.mapping.pim.heads import HeadLayout, Pass
 from lutra.mapping.pim.shape import GptShape
 
-__all__ = ["Sram", "score_stride", "vector_words"]
+__all__ = ["Sram", "score_budget", "score_stride", "score_words", "vector_words"]
 
 
 def vector_words(values: int, config: PimConfig) -> int:

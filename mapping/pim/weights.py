@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.mapping.pim.model import Folded, GptModel, to_bf16
-from lutra.mapping.pim.partition import Matrix, Partition
+from lutra.mapping.pim.partition import Matrix, Partition, Placed
 from lutra.mapping.pim.places import Striped
 
-__all__ = ["Cells", "cells", "place_matrix", "place_vector", "spread", "stacked"]
+__all__ = ["Cells", "cells", "place_matrix", "place_positions", "place_vector", "spread", "stacked"]
 
 Cells = NDArray[np.uint16]
 """bf16 bits (channels, banks, rows * columns, V)."""
@@ -38,6 +38,14 @@ def place_vector(into: Cells, vector: Striped, values: NDArray[np.float64], colu
         first = piece.row * columns + piece.column
         into[:, piece.bank, first : first + piece.count] = beats[:, at : at + piece.count]
         at += piece.count
+
+
+def place_positions(into: Cells, places: Placed, table: NDArray[np.float32]) -> None:
+    """A row of ``table`` per position, over the channels."""
+    hidden, config = table.shape[1], places.config
+    for position, values in enumerate(table):
+        vector = Striped(hidden, -(-hidden // config.lanes), tuple(places.position_pieces(position)))
+        place_vector(into, vector, values.astype(np.float64), config.columns)
 
 
 def stacked(partition: Partition, folded: Folded, layer: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -78,7 +86,5 @@ def cells(model: GptModel, partition: Partition) -> Cells:
         place_vector(into, places.down_bias, folded.down_bias[layer], width)
     place_vector(into, partition.gain, model.norm.gain.astype(np.float64), width)
     place_vector(into, partition.bias, model.norm.bias.astype(np.float64), width)
-    for position, values in enumerate(model.positions):
-        pieces = tuple(partition.position_pieces(position))
-        place_vector(into, Striped(shape.hidden, -(-shape.hidden // config.lanes), pieces), values.astype(np.float64), width)
+    place_positions(into, partition, model.positions)
     return into
