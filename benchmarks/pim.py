@@ -6,7 +6,6 @@ Every case is one token of one model on one configuration; cases are spread over
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from lutra.mapping.pim.costs import Costs
 from lutra.mapping.pim.partition import chunk_columns, partition
 from lutra.mapping.pim.shape import GptShape
 from lutra.mapping.pim.trace import parse_trace
+from lutra.progress import step
 
 __all__ = ["CHANNELS", "CONTEXTS", "MODELS", "SCALING_CONTEXT", "Case", "cases", "layer_trace", "measure", "token"]
 
@@ -102,6 +102,7 @@ def token(case: Case) -> dict[str, Any]:
         "channels": config.channels,
         "parameters": shape.parameters,
         "cycles": run.cycles,
+        "cycles_without_buffer_write_in_array_mode": run.cycles + pim.later_mode_changes(run),
         "tokens_per_second": 1 / run.seconds,
         "joules_per_token": energy.joules_per_token,
         "row_hit_rate": dram.row_hit_rate,
@@ -151,13 +152,12 @@ def measure(cores: int | None = None) -> dict[str, Any]:
     """Every case by group; ``seconds`` of wall-clock time on ``cores`` (default: all of them)."""
     begin, todo = time.perf_counter(), list(cases())
     found: list[dict[str, Any]] = []
-    with multiprocessing.get_context("spawn").Pool(cores or os.cpu_count()) as pool:
+    with step("timing tokens") as update, multiprocessing.get_context("spawn").Pool(cores or os.cpu_count()) as pool:
         layer = pool.apply_async(_in_order)
         for done, figures in enumerate(pool.imap(token, todo), 1):
             found.append(figures)
-            print(f"\r{done} of {len(todo)} tokens", end="", file=sys.stderr, flush=True)
+            update(done, len(todo))
         in_turn = layer.get()
-    print(file=sys.stderr)
     groups: dict[str, list[dict[str, Any]]] = {}
     for figures in found:
         groups.setdefault(figures.pop("group"), []).append(figures)

@@ -35,7 +35,20 @@ from lutra.schema import (
 )
 from lutra.timeline import Span
 
-__all__ = ["TokenTime", "bound_cycles", "bound_rows", "estimate", "point", "report_of", "row_cycles", "scaling", "spans", "token_time", "waits"]
+__all__ = [
+    "TokenTime",
+    "bound_cycles",
+    "bound_rows",
+    "estimate",
+    "later_mode_changes",
+    "point",
+    "report_of",
+    "row_cycles",
+    "scaling",
+    "spans",
+    "token_time",
+    "waits",
+]
 
 OnStep = Callable[[int, int], None]
 C = Command
@@ -139,11 +152,12 @@ def estimate(
     timing = load_timing(config.timing)
     longest = max([context, prompt or 1, *sweep])
     made = partition(shape, config, tokens=longest, ignore_capacity=ignore_capacity)
+    others = [_with_channels(shape, config, n, longest, ignore_capacity) for n in channels]  # what does not fit is refused before anything is timed
     total = 2 + (prompt or 0) + len(sweep) + len(channels) + config.activate_in_register_mode
     steps = iter(range(1, total + 1))
 
-    def timed(place: Partition, at: int) -> TokenTime:
-        found = token_time(place, timing, at)
+    def timed(place: Partition, at: int, overlap: bool = True) -> TokenTime:
+        found = token_time(place, timing, at, overlap=overlap)
         update(next(steps), total)
         return found
 
@@ -152,20 +166,17 @@ def estimate(
     more: dict[str, object] = {}
     assumptions = []
     if config.activate_in_register_mode:
-        without = made.config.model_copy(update={"activate_in_register_mode": False})
+        without = config.model_copy(update={"activate_in_register_mode": False})
         other = timed(partition(shape, without, tokens=longest, ignore_capacity=ignore_capacity), context).cycles
         text = "rows are activated, and banks precharged, while the channel is in register mode: the published table does not forbid it"
         assumptions.append(AssumptionFigures(name="activate_in_register_mode", text=text, cycles_per_token_without=other))
-    buffers = max(sum(macro.kind == MacroKind.BUFFER for macro in macros) for macros in token.program.macros)
     text = (
-        "the global buffer is written in array mode (an open simulator does it in register mode); without: two mode changes more for every buffer, not hidden"
+        "the global buffer is written in array mode (an open simulator does it in register mode); without, at most: the change back to array mode stands "
+        "behind every buffer, and one more before those that load no accumulators"
     )
-    later = token.cycles + 2 * timing.cycles("tMODE") * buffers
-    assumptions.append(AssumptionFigures(name="buffer_write_in_array_mode", text=text, cycles_per_token_without=later))
-    serial = token_time(made, timing, context, overlap=False).cycles
-    update(next(steps), total)
+    assumptions.append(AssumptionFigures(name="buffer_write_in_array_mode", text=text, cycles_per_token_without=token.cycles + later_mode_changes(token)))
     text = "the companion chip works beside the channels as far as dependencies allow (PIM-GPT takes turns)"
-    assumptions.append(AssumptionFigures(name="overlap", text=text, cycles_per_token_without=serial))
+    assumptions.append(AssumptionFigures(name="overlap", text=text, cycles_per_token_without=timed(made, context, overlap=False).cycles))
     more["assumptions"] = assumptions
     if prompt:
         cycles = sum(timed(made, at).cycles for at in range(1, prompt + 1))
@@ -173,8 +184,14 @@ def estimate(
     if sweep:
         more["sweep"] = [point(timed(made, at)) for at in sweep]
     if channels:
-        more["scaling"] = scaling([timed(_with_channels(shape, config, n, longest, ignore_capacity), context) for n in channels])
+        more["scaling"] = scaling([timed(place, context) for place in others])
     return report.model_copy(update=more), token
+
+
+def later_mode_changes(token: TokenTime) -> int:
+    """Most cycles that buffers written in register mode could cost: mode changes that nothing hides, on the channel that has most of them."""
+    changes = [sum(1 if macro.load else 2 for macro in macros if macro.kind == MacroKind.BUFFER) for macros in token.program.macros]
+    return token.timing.cycles("tMODE") * max(changes)
 
 
 def _with_channels(shape: GptShape, config: PimConfig, channels: int, tokens: int, ignore_capacity: bool) -> Partition:
