@@ -55,6 +55,8 @@ OPERANDS = {
 """Operands that a command has; the others may have any value."""
 EARLIEST_PHASE = 3
 """First cycle for which a run can set the first refresh of a simulated controller."""
+LEAST_ROWS = 64
+"""Rows of a simulated bank at least."""
 
 
 class SystemPorts(wiring.Component):
@@ -136,11 +138,12 @@ class PimBench:
     config, timing
         Sizes and timing preset; refreshes of ``config.refresh_phase`` may be given anew for each run.
     rows
-        Rows of a bank that programs use; fewer simulate faster.
+        Rows of a bank that programs use. Simulated are a power of two from 64 on, so that many sizes share a build.
     """
 
     def __init__(self, config: PimConfig, timing: Timing, *, rows: int) -> None:
-        self.config, self.timing, self.rows = config, timing, rows
+        self.config, self.timing = config, timing
+        self.rows = rows = min(config.rows, max(LEAST_ROWS, 1 << (rows - 1).bit_length()))
         description = ["pim system", config.model_dump(mode="json"), timing.model_dump(mode="json"), rows]
         self.bench = Bench(f"{config.name} system", description=description)
         self.bench.add("system", SystemPorts(config, timing, rows=rows, files="cells"))
@@ -152,7 +155,7 @@ class PimBench:
     def run(
         self, program: Program, cells: NDArray[np.uint16], *, phase: int | None = None, faults: tuple[Fault, ...] = (), folder: Path | None = None
     ) -> PimRun:
-        """Runs a program on contents (channels, banks, rows * columns, V), which hold the RTL's afterwards.
+        """Runs a program on contents (channels, banks, positions, V) of the first rows, which hold the RTL's afterwards.
 
         Parameters
         ----------
@@ -167,11 +170,16 @@ class PimBench:
         """
         first_due = max(self.config.refresh_phase if phase is None else phase, EARLIEST_PHASE)
         config = self.config.model_copy(update={"refresh_phase": first_due})
-        golden = cells.copy()
+        given = cells.shape[2]
+        if given > self.rows * config.columns:
+            raise ValueError(f"cells must be at most {self.rows} rows, not {given // config.columns}")
+        start = np.zeros((*cells.shape[:2], self.rows * config.columns, config.lanes), np.uint16)
+        start[:, :, :given] = cells
+        golden = start.copy()
         execution = Executor(config, golden).run(program)
         model = SystemModel(config, self.timing, program, record=True)
         times = model.run()
-        devices = [self._device(cells[c]) for c in range(config.channels)]
+        devices = [self._device(start[c]) for c in range(config.channels)]
         stimuli = {"instructions": Stimulus(self._instructions(program))}
         files: dict[str, str | bytes] = {}
         expected: dict[str, int] = {}
@@ -185,15 +193,18 @@ class PimBench:
         with tempfile.TemporaryDirectory(prefix="lutra-pim-") as temporary:
             keep = folder or Path(temporary)
             options: dict[str, Any] = {"faults": faults, "files": files, "keep": keep, "drain": 2 * 64 + times.cycles // 100}
-            found = self.bench.run(stimuli={"system": stimuli}, beats={"system": expected}, max_cycles=2 * times.cycles + 20000, **options)["system"]
+            try:
+                found = self.bench.run(stimuli={"system": stimuli}, beats={"system": expected}, max_cycles=2 * times.cycles + 20000, **options)["system"]
+            except MismatchError as error:  # it stands still: the reason is the first beat that differs, if any
+                recordings = getattr(error, "recordings", None)
+                if recordings:
+                    self._compare(recordings["system"], execution, times)
+                raise
             left = np.array([self._dump(keep / f"cells{c}.dump") for c in range(config.channels)])
         words = self._compare(found, execution, times)
         reports = []
-        count = 0
-        for c in range(config.channels):
-            got = commands(config, found[f"command_{c}"])
-            count += self._commands(f"command_{c}", times.channels[c].commands(), got, times.channels[c].done or 0)
-            got = got[got["cycle"] <= (times.channels[c].done or 0)]
+        issued = [self._own(found, c, times) for c in range(config.channels)]
+        for c, got in enumerate(issued):
             reports.append(self._check(c, config, got))
             words += self._replay(c, devices[c], got, execution.readouts[c])
         if not np.array_equal(left, golden):
@@ -201,18 +212,19 @@ class PimBench:
             row, column = divmod(position, config.columns)
             a, b = int(golden[c, bank, position, lane]), int(left[c, bank, position, lane])
             raise MismatchError(f"cells: channel {c}, bank {bank}, row {row}, column {column}, value {lane}: {b:#06x}, expected {a:#06x}")
-        cells[:] = left
+        cells[:] = left[:, :, :given]
         seen = found["index"].payloads
         index = int(seen[-1, 0]) if len(seen) else 0
         if index != execution.index:
             raise MismatchError(f"index register: {index}, expected {execution.index}")
         last = [int(found[f"{name}_{c}"].cycles[-1]) for c in range(config.channels) for name in ("data", "readout") if len(found[f"{name}_{c}"])]
-        last += [int(got[-1]["cycle"]) for c in range(config.channels) if len(got := self._own(found, c, times))]
+        last += [int(got[-1]["cycle"]) for got in issued if len(got)]
         ends = [channel.done or 0 for channel in times.channels]
         ends += [cycles[-1] for cycles in (*times.companion.send_times, *times.companion.take_times) if cycles]
-        return PimRun(execution, times, index, words + left.size, count, max(last), max(ends), tuple(reports))
+        return PimRun(execution, times, index, words + cells.size, sum(map(len, issued)), max(last), max(ends), tuple(reports))
 
     def _own(self, found: dict[str, Recording], c: int, times: SystemRun) -> NDArray[Any]:
+        """Commands of the program; the idle controller behind it goes on with refreshes."""
         got = commands(self.config, found[f"command_{c}"])
         return got[got["cycle"] <= (times.channels[c].done or 0)]
 
@@ -235,8 +247,8 @@ class PimBench:
         return read_dump(path, banks=config.banks, lanes=config.lanes, rows=self.rows, columns=config.columns).reshape(config.banks, -1, config.lanes)
 
     def _compare(self, found: dict[str, Recording], execution: Execution, times: SystemRun) -> int:
-        """Values and cycles of all beats between channels and companion chip."""
-        words = 0
+        """Values and cycles of all beats between channels and companion chip, and all commands; raises the first difference in time."""
+        words, differences = 0, []
         for c in range(self.config.channels):
             for name, beats, cycles in (
                 ("data", execution.beats[c], times.companion.send_times[c]),
@@ -245,13 +257,21 @@ class PimBench:
                 values = np.zeros((len(beats), self.config.lanes), np.uint16)
                 for i, beat in enumerate(beats):
                     values[i, : len(beat)] = beat
-                compare(f"{name}_{c}", pack((values, LANE_BITS)), np.array(cycles, np.int64), found[f"{name}_{c}"])
                 words += values.size
+                try:
+                    compare(f"{name}_{c}", pack((values, LANE_BITS)), np.array(cycles, np.int64), found[f"{name}_{c}"])
+                except MismatchError as error:
+                    differences.append(error)
+            try:
+                self._commands(f"command_{c}", times.channels[c].commands(), self._own(found, c, times))
+            except MismatchError as error:
+                differences.append(error)
+        if differences:
+            raise min(differences, key=lambda error: error.cycle or 0)
         return words
 
-    def _commands(self, name: str, wanted: NDArray[Any], got: NDArray[Any], end: int) -> int:
-        """Cycle, kind and operands of every command; refreshes of the idle controller behind the program are let pass."""
-        got = got[got["cycle"] <= end]
+    def _commands(self, name: str, wanted: NDArray[Any], got: NDArray[Any]) -> None:
+        """Cycle, kind and operands of every command."""
         n = min(len(wanted), len(got))
         wrong = (wanted["cycle"][:n] != got["cycle"][:n]) | (wanted["command"][:n] != got["command"][:n])
         for kind, fields in OPERANDS.items():
@@ -266,8 +286,8 @@ class PimBench:
                 else f"{Command(int(table[i]['command'])).name} in cycle {table[i]['cycle']} (bank {table[i]['bank']}, row {table[i]['row']})"
                 for table in (got, wanted)
             ]
-            raise MismatchError(f"{name}[{i}]: {texts[0]}, expected {texts[1]}", int(wanted[i]["cycle"]) if i < len(wanted) else None, i)
-        return n
+            cycles = [int(table[i]["cycle"]) for table in (got, wanted) if i < len(table)]
+            raise MismatchError(f"{name}[{i}]: {texts[0]}, expected {texts[1]}", min(cycles), i)
 
     def _check(self, c: int, config: PimConfig, got: NDArray[Any]) -> TimingReport:
         checker = Checker(

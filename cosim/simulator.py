@@ -6,6 +6,7 @@ processes cannot see half of it; a product whose checksum differs counts as a mi
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -189,6 +190,26 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """One process at a time makes an entry of the cache: the others wait and find it made. A killed one's lock is free."""
+    cache_root().mkdir(parents=True, exist_ok=True)
+    path = cache_root() / f"{name}.lock"
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue  # the one before has removed it meanwhile: another may hold the new one
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
 @cache
 def _sources() -> str:
     """Hash of everything that hardware is described by."""
@@ -204,19 +225,18 @@ def kept_texts(description: object, make: Callable[[], dict[str, str]]) -> dict[
     """Named texts that a design's description (JSON), this package's sources and their tools determine: kept in the cache, where elaborating is long."""
     versions = {package: version(package) for package in ("amaranth", "numpy", "pydantic")}
     folder = cache_root() / f"text-{_key(versions, platform.python_version(), _sources(), description)}"
-    if _intact(folder):
-        with contextlib.suppress(OSError):
+    with _alone(folder.name):
+        if _intact(folder):
             return {name: (folder / name).read_text() for name in json.loads((folder / MANIFEST).read_text())["files"]}
-    texts = make()
-    cache_root().mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache_root()))
-    try:
-        for name, text in texts.items():
-            (work / name).write_text(text)
-        _seal(work, texts, {})
-        _publish(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        texts = make()
+        work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache_root()))
+        try:
+            for name, text in texts.items():
+                (work / name).write_text(text)
+            _seal(work, texts, {})
+            _publish(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return texts
 
 
@@ -242,15 +262,17 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str = OPTI
     folder = cache_root() / key
     if _intact(folder):
         return Build(folder, hit=True)
-    cache_root().mkdir(parents=True, exist_ok=True)
-    _sweep()
-    work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_root()))
-    try:
-        _compile(root, verilog(), work, cache_root() / f"runtime-{_key(settings)}", optimization=optimization, waves=waves)
-        _seal(work, [TOP], settings)
-        _publish(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with _alone(key):
+        if _intact(folder):
+            return Build(folder, hit=True)
+        _sweep()
+        work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_root()))
+        try:
+            _compile(root, verilog(), work, cache_root() / f"runtime-{_key(settings)}", optimization=optimization, waves=waves)
+            _seal(work, [TOP], settings)
+            _publish(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return Build(folder, hit=False)
 
 
