@@ -205,7 +205,7 @@ attended, the present token included. Times do not depend on weights: all figure
 
 Written by `python -m benchmarks pim` on {date}, in {result["seconds"]:.0f} s of wall-clock time ({result["cpu_seconds"]:.0f} s of CPU time) on
 {result["cores"]} cores of {machine["processor"]}, Python {machine["python"]}. All figures: [results/pim-{date}.json](results/pim-{date}.json). The model
-takes {quick["cpu_seconds"]:.2f} s of CPU time for a token of GPT-3 XL at context 1,024 with refresh, placement and report included.
+takes {quick["cpu_seconds"]:.2f} s of CPU time for a token of GPT-3 XL at context 1,024 with refresh, placement and program included.
 
 ## GPT-3 XL against its row bound
 
