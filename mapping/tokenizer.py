@@ -33,8 +33,11 @@ class Tokenizer:
         self._inner, self.stop, self._path = inner, stop, path
 
     @classmethod
-    def load(cls, folder: Path, vocabulary: int | None = None) -> Tokenizer:
-        """The tokenizer of a model folder; ModelError where it is missing, damaged or knows ids that a model of ``vocabulary`` rows lacks."""
+    def load(cls, folder: Path, vocabulary: int | None = None, limit: int | None = None) -> Tokenizer:
+        """The tokenizer of a model folder; ModelError where it is missing, damaged or knows ids that a model of ``vocabulary`` rows lacks.
+
+        Texts are neither padded nor cut, whatever the file says, but to ``limit`` tokens where one is given.
+        """
         path = folder / "tokenizer.json"
         if not path.exists():
             raise ModelError(f"{path}: no such file; text needs a tokenizer: add tokenizer.json (lutra eval takes --ids instead)")
@@ -42,6 +45,11 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises bare Exception
             raise ModelError(f"{path}: no tokenizer that tokenizers {tokenizers.__version__} reads ({error})") from None
+        inner.no_padding()
+        if limit is None:
+            inner.no_truncation()
+        else:
+            inner.enable_truncation(limit)
         largest = max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
         if vocabulary is not None and largest >= vocabulary:
             raise ModelError(f"{path}: token ids must be below the model's vocabulary of {vocabulary}, not {largest}")

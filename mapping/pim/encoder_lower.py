@@ -75,11 +75,10 @@ class _Sentence(Parts):
             step.receive = [[Receive(channel, 1, beats, self.shape.hidden, self.home(token), wide=True)]]
 
     def put(self, token: int, after: int | None) -> None:
-        """A hidden vector back into the banks, where it lives there."""
-        if token >= self.sram.resident:
-            channel, parts = self.p.hidden_pieces(token)
-            d = self.shape.hidden
-            self.store("hidden out", channel, parts, [Vector(Operation.COPY, self.home(token), self.beats(d), d, mask=1 << channel)], after)
+        """A hidden vector that lives in the banks back there."""
+        channel, parts = self.p.hidden_pieces(token)
+        d = self.shape.hidden
+        self.store("hidden out", channel, parts, [Vector(Operation.COPY, self.home(token), self.beats(d), d, mask=1 << channel)], after)
 
     def store(self, label: str, channel: int, parts: Sequence[Piece], send: list[Instruction], after: int | None) -> None:
         """What is sent into columns of a bank."""
@@ -97,7 +96,8 @@ class _Sentence(Parts):
         at = self.home(position)
         self.embedded("embedding", token, position, at)
         self.flow.steps[-1].receive[-1] += self.norm(at, self.sram.ffn_gain, self.sram.ffn_bias)
-        self.put(position, after=None)
+        if position >= self.sram.resident:
+            self.put(position, after=None)
 
     # a layer
 
@@ -172,8 +172,9 @@ class _Sentence(Parts):
             inner = self.source(s.wide[turn], self.shape.ffn)
             self.linear(f"{label} down", at.down, inner, home, self.onto(home, s.down_bias, s.middle[turn]), then=then, after=after)
         if not last:
-            for token in tokens:
-                self.put(token, after)
+            leaving = [token for token in tokens if token >= s.resident]
+            for token in leaving:
+                self.put(token, self.after(len(leaving)))
 
     def queries(self, layer: int, tokens: range) -> None:
         s, matrix, channels = self.sram, self.p.layers[layer].joint, self.config.channels

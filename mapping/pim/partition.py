@@ -233,7 +233,7 @@ class Placer(Generic[P]):
     def _together(self, splits: Sequence[int], budget: int, passes: int) -> dict[int, int]:
         """Heads of a pass by split, as many as channels, scalars, and the SRAM with the scores of ``passes`` passes allow; splits without room are absent."""
         room = {s: budget // (passes * score_stride(self.positions, s, self.config)) for s in splits}
-        return {s: min(self.config.channels // s, HEADS_PER_PASS, heads) for s, heads in room.items() if heads}
+        return {s: min(self.config.channels // s, HEADS_PER_PASS, heads) for s, heads in room.items() if heads > 0}
 
     def _pass_cycles(self, split: int, sizes: HeadLayout) -> int:
         """Cycles of a pass at the largest context of one step: scores, weighted values, the buffers before them, the values' writes."""
