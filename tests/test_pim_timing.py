@@ -53,6 +53,7 @@ def test_cycles_are_rounded_up() -> None:
         ({"tRAS": 15}, r"tRAS must be at least tRCDRD \+ tBL \(19 ns\), not 15; nearest legal value 19"),
         ({"tFAW": 1.5}, r"tFAW must be at least tRRDS \(2.5 ns\), not 1.5"),
         ({"tREFI": 105}, r"tREFI must be above tRFC \(105 ns\), not 105"),
+        ({"tREFI": 105.4}, r"tREFI must be above tRFC \(105 ns\), not 105.4 \(210 clocks and 210\)"),
         ({"tCCDL": 0.4}, r"tCCDL must be at least tCCDS \(1 ns\), not 0.4"),
         ({"tWTRL": 3}, r"tWTRL must be at least tWTRS \(4.5 ns\), not 3"),
         ({"tRRDL": 1}, r"tRRDL must be at least tRRDS \(2.5 ns\), not 1"),
@@ -62,6 +63,14 @@ def test_cycles_are_rounded_up() -> None:
 def test_a_preset_that_contradicts_itself_is_refused(changes: dict[str, float], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
         load_timing("gddr6-aim").with_ns(**changes)
+
+
+def test_a_clock_that_is_longer_than_refreshes_is_refused() -> None:
+    timing = load_timing("gddr6-aim").model_dump()
+    with pytest.raises(ValidationError, match=r"tREFI must be above tRFC \(105 ns\), not 1666.5 \(0 clocks and 1\)"):
+        Timing.model_validate(timing | {"clock_ns": 5000})
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.01"):
+        Timing.model_validate(timing | {"clock_ns": 1e-300})
 
 
 def test_rounding_of_a_published_table_is_no_contradiction() -> None:

@@ -33,7 +33,7 @@ class Timing(Config):
 
     name: str = Field(description="name that reports carry")
     title: str = Field(description="what it describes, in one line")
-    clock_ns: float = Field(0.5, gt=0, description="period of the command clock in nanoseconds")
+    clock_ns: float = Field(0.5, ge=0.01, description="period of the command clock in nanoseconds")
     sources: dict[str, str] = Field(description="what each source is, in words")
     all_bank_write: bool = Field(description="the device writes one value into every bank with one command (WRA); else read-modify-write")
     four_activate_window: bool = Field(description="tFAW holds between single activates")
@@ -109,8 +109,11 @@ class Timing(Config):
         for name, rule, bound in least:
             if self.ns(name) < bound - self.clock_ns + 1e-9 or self.ns(name) <= 0:  # less than a clock apart: rounding of a published table
                 raise ValueError(f"{name} must be at least {rule} ({bound:g} ns), not {self.ns(name):g}; nearest legal value {bound:g}")
-        if self.tREFI.ns <= self.tRFC.ns:
-            raise ValueError(f"tREFI must be above tRFC ({self.tRFC.ns:g} ns), not {self.tREFI.ns:g}: every cycle would be a refresh")
+        interval, refresh = self.cycles("tREFI"), self.cycles("tRFC")
+        if interval <= refresh:
+            raise ValueError(
+                f"tREFI must be above tRFC ({self.tRFC.ns:g} ns), not {self.tREFI.ns:g} ({interval} clocks and {refresh}): every cycle would be a refresh"
+            )
         return self
 
     def with_ns(self, **changes: float) -> "Timing":
