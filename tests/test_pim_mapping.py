@@ -279,6 +279,8 @@ def test_a_model_that_does_not_fit_says_by_how_much() -> None:
     words = r"needs \d+ rows per bank \(7\.71 GiB\) however packed, pim-gpt has 16384 \(4\.00 GiB\): 3\.71 GiB too much"
     with pytest.raises(ModelError, match="gpt2-xl: with keys and values of 8192 tokens it " + words):
         partition(named("gpt2-xl"), GPT, tokens=8192)
+    with pytest.raises(ModelError, match=r"gpt3-xl: keys and values of 1000448 tokens alone need 183\.19 GiB, pim-gpt has 4\.00 GiB: 179\.19 GiB too much"):
+        partition(named("gpt3-xl"), GPT, tokens=10**6)  # at once
     forced = partition(named("gpt2-xl"), GPT, tokens=8192, ignore_capacity=True)
     assert forced.overflow_rows == forced.rows - 16384 > 0 and forced.config.rows == forced.rows
     assert occupancy(forced, 8192).overflow_bytes == forced.overflow_rows * 2**18

@@ -169,6 +169,12 @@ def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, 
             f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}; nearest legal value {max(1, reservation // unit) * unit}"
         )
     steps = -(-wanted // reservation)
+    values = steps * reservation * shape.layers * 2 * shape.query_columns * LANE_BITS // 8
+    if values > config.capacity_bytes and not ignore_capacity:  # refused before it is placed: far too many tokens take far too long
+        raise ModelError(
+            f"{shape.name}: keys and values of {steps * reservation} tokens alone need {_gib(values)}, "
+            f"{config.name} has {_gib(config.capacity_bytes)}: {_gib(values - config.capacity_bytes)} too much"
+        )
     return _GptPlacer(shape, config, reservation, steps, max(shape.context, wanted)).partition(ignore_capacity)
 
 
