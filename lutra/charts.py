@@ -147,13 +147,14 @@ def _sweep(runs: Sequence[Named]) -> Figure | None:
     if not shown:
         return None
     figure, axes = _axes(2.9)
+    highest = 0.0
     for index, (label, points, clock) in enumerate(shown):
-        ordered = sorted(points, key=lambda point: point.context)
-        times = [1e3 * point.cycles_per_token / clock for point in ordered]
-        axes.plot([point.context for point in ordered], times, color=RUNS[index % len(RUNS)], linewidth=1.6, marker="o", markersize=3.5, label=label)
+        times = {point.context: 1e3 * point.cycles_per_token / clock for point in points}
+        axes.plot(*zip(*sorted(times.items()), strict=True), color=RUNS[index % len(RUNS)], linewidth=1.6, marker="o", markersize=3.5, label=label)
+        highest = max(highest, *times.values())
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(_count))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * highest)
     axes.set_xlabel("context: KV rows attended")
     axes.set_ylabel("latency of a token, ms")
     if len(shown) > 1:

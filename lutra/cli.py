@@ -189,7 +189,7 @@ def pim_trace(
     from lutra import api
 
     found = api.pim_trace(trace, preset, refresh=refresh)
-    share = found.hits / found.accesses if found.accesses else 0.0
+    share = {"share": found.hits / found.accesses} if found.accesses else {}  # none of nothing
     if as_json:
         return _print_json(
             {
@@ -201,12 +201,12 @@ def pim_trace(
                 "clock_ns": found.clock_ns,
                 "channels": found.channels,
                 "commands": found.commands,
-                "row_hits": {"accesses": found.accesses, "hits": found.hits, "share": share},
+                "row_hits": {"accesses": found.accesses, "hits": found.hits} | share,
             }
         )
     print(f"cycles    {found.cycles:,} of {found.clock_ns:g} ns{'' if refresh else ', no refresh'}")
     print(f"time      {found.ns / 1000:,.3f} us")
-    print(f"row hits  {found.hits:,} of {found.accesses:,} accesses ({100 * share:.2f} %)")
+    print(f"row hits  {found.hits:,} of {found.accesses:,} accesses" + (f" ({100 * share['share']:.2f} %)" if share else ""))
     print(f"commands  {sum(found.commands.values()):,} on {found.channels} channels")
     for name, number in sorted(found.commands.items(), key=lambda entry: -entry[1]):
         print(f"  {name:8s}{number:,}")

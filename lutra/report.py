@@ -32,26 +32,31 @@ def _percent(value: float) -> str:
 
 
 def _scaled(unit: str, base: int = 1000) -> Callable[[float], str]:
-    """A formatter that chooses a prefix: 16000000000 → 16 GB/s."""
+    """A formatter that chooses a prefix: 16000000000 → 16 GB/s, with base 1024 4294967296 → 4 GiB."""
 
     def show(value: float) -> str:
         for power, prefix in ((4, "T"), (3, "G"), (2, "M"), (1, "k")):
             if abs(value) >= base**power:
-                return f"{value / base**power:.4g} {prefix}{unit}"
+                return f"{value / base**power:.4g} {prefix if base == 1000 else prefix.upper() + 'i'}{unit}"
         return f"{value:.4g} {unit}"
 
     return show
 
 
 def _seconds(value: float) -> str:
-    for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= size:
-            return f"{value / size:.4g} {unit}"
-    return f"{value:.4g} s"
+    return _below(value, "s")
 
 
 def _joules(value: float) -> str:
-    return f"{value * 1e3:.4g} mJ" if value < 1 else f"{value:.4g} J"
+    return _below(value, "J")
+
+
+def _below(value: float, unit: str) -> str:
+    """Chooses a prefix for figures that are mostly below 1: 0.0158 → 15.8 m."""
+    for size, prefix in ((1, ""), (1e-3, "m"), (1e-6, "µ")):
+        if value >= size:
+            return f"{value / size:.4g} {prefix}{unit}"
+    return f"{value * 1e9:.4g} n{unit}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ LINES = (
     Line("Memory", "memory.ceiling_tokens_per_second", "ceiling, tokens per second", _short, True),
     Line("Memory", "memory.fraction_of_ceiling", "share of the ceiling", _percent),
     Line("Memory", "memory.fraction_of_row_bound", "share of the row bound", _percent),
-    Line("Memory", "memory.image_bytes", "memory image", _scaled("B")),
+    Line("Memory", "memory.image_bytes", "memory image", _scaled("B", 1024)),
     Line("Memory", "memory.bits_per_weight", "bits per useful weight", _short),
     Line("DRAM", "dram.row_hit_rate", "row hits", _percent),
     Line("DRAM", "dram.row_switches", "rows opened per channel", _whole, True),

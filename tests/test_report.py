@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from lutra.charts import _sweep
 from lutra.hls_models.errors import LutraError
 from lutra.report import csv_text, flatten, html, labels, rows, terminal, verdict, write_reports
 from lutra.schema import Report, read_report
@@ -177,6 +178,22 @@ def test_terminal_of_one_run() -> None:
     shown = console.export_text()
     for piece in ("time to the first token", "3.85 ms", "LINEAR", "weights 96,000", "layers.3", "0 of 1,482,240 words differ"):
         assert piece in shown
+
+
+def test_dram_figures_in_readable_units() -> None:
+    energy = {"joules_per_token": 15.74e-3, "parts": {"mac": 7.1e-6, "read": 8.2e-8}, "source": "made up"}
+    sweep = [
+        {"context": n, "cycles_per_token": cycles, "tokens_per_second": 9, "joules_per_token": 0.1, "row_hit_rate": 0.9, "fraction_of_row_bound": 0.8}
+        for n, cycles in ((1024, 3_000_000), (1, 2_600_000))
+    ]
+    dram = {"commands": {}, "row_hit_rate": 0.9, "row_switches": 3, "idle_banks": 0, "capacity_bytes": 2**32, "used_bytes": 2**31, "fits": True}
+    parts = {"pin_bytes": {"read": 96}, "nanoseconds": {"read-out": 857.8, "MAC": 2_322, "refresh": 0}}
+    report = Report.model_validate({**facts(), "target": "pim", "dram": dram | parts, "energy": energy, "sweep": sweep})
+    texts = [row.texts[0] for row in rows([("a", report)])]
+    assert {"4 GiB", "2 GiB", "224 KiB", "857.8 ns", "2.322 µs", "0 ns", "15.74 mJ", "7.1 µJ", "82 nJ"} <= set(texts)
+    axis = _sweep([("a", report)]).axes[0]  # type: ignore[union-attr]
+    (line,) = axis.lines
+    assert list(line.get_xdata()) == [1, 1024] and axis.get_ylim()[0] == 0 and max(line.get_ydata()) < axis.get_ylim()[1]  # type: ignore[arg-type]
 
 
 def test_csv() -> None:
