@@ -66,6 +66,7 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
         best=int(rng.integers(1, 6)),
         queue=int(rng.integers(2, 5)),
         kv_format=kv_format,
+        memory_latency=int(rng.choice([2, 3, 25])),
     )
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))

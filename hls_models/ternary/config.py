@@ -39,7 +39,7 @@ class CoreConfig(Config):
     best: int = Field(8, ge=1, le=64, description="logits kept for the host, best first")
     queue: int = Field(4, ge=2, le=16, description="instructions queued per unit")
     program_words: int = Field(128, ge=16, le=4096, description="instructions the sequencer can hold")
-    memory_latency: int = Field(2, ge=1, le=1024, description="clocks from a read request to its data")
+    memory_latency: int = Field(2, ge=2, le=64, description="clocks from a read request to its data, of weights and tables")
 
     @property
     def format(self) -> FloatFormat:
@@ -65,6 +65,6 @@ class CoreConfig(Config):
             raise ValueError(f"beat_bytes must hold one row of vector_lanes x 3 bytes, so at least {3 * v}, not {self.beat_bytes}")
         if self.max_tile_columns % v:
             raise ValueError(
-                f"max_tile_columns must be a multiple of vector_lanes = {v}, not {self.max_tile_columns}; nearest: {self.max_tile_columns // v * v}"
+                f"max_tile_columns must be a multiple of vector_lanes = {v}, not {self.max_tile_columns}; nearest: {max(1, self.max_tile_columns // v) * v}"
             )
         return self

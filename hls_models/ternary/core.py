@@ -123,6 +123,7 @@ class CoreSpec(Config):
             ring_rows=c.ring_rows,
             params_rows=c.params_rows,
             rope_rows=c.rope_rows,
+            outstanding=max(16, c.memory_latency + 2),  # one request per clock, whatever the latency
         )
 
     @cached_property

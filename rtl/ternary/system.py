@@ -6,7 +6,9 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.rtl.float_parts import register
 from lutra.rtl.memory import HexRam, HexRom
+from lutra.rtl.ternary.attention_items import delay
 from lutra.rtl.ternary.core import Core
 from lutra.rtl.ternary.registers import RegisterPort
 
@@ -14,10 +16,10 @@ __all__ = ["OnChipPort", "OnChipSystem"]
 
 
 class OnChipPort(wiring.Component):
-    """Read adapter: a request in cycle t is answered in t+2 (the RAM, then its output register); never waits, one per clock."""
+    """Read adapter: a request in cycle t is answered in t + latency (the RAM, then output registers, one at least); never waits, one per clock."""
 
-    def __init__(self, *, width: int, address_bits: int, ram: wiring.Component) -> None:
-        self._ram = ram
+    def __init__(self, *, width: int, address_bits: int, ram: wiring.Component, latency: int = 2) -> None:
+        self._ram, self._late = ram, latency - 2
         super().__init__({"read": In(stream.Signature(address_bits)), "data": Out(stream.Signature(width))})
 
     def elaborate(self, platform: object) -> Module:
@@ -25,7 +27,11 @@ class OnChipPort(wiring.Component):
         m.submodules.ram = ram = self._ram
         fetched = Signal()
         m.d.comb += [self.read.ready.eq(1), ram.read_addr.eq(self.read.payload), ram.read_en.eq(self.read.valid)]
-        m.d.sync += [fetched.eq(self.read.valid), self.data.valid.eq(fetched), self.data.payload.eq(ram.read_data)]
+        m.d.sync += [
+            fetched.eq(self.read.valid),
+            self.data.valid.eq(delay(m, fetched, "fetched_late", self._late)),
+            self.data.payload.eq(register(m, ram.read_data, "word_late", self._late)),
+        ]
         return m
 
 
@@ -50,7 +56,7 @@ class OnChipSystem(wiring.Component):
         config, attention = self.spec.config, self.spec.attention
         m.submodules.core = core = Core(self.spec)
         rom = HexRom(width=8 * config.beat_bytes, depth=self._beats, file=self._file)
-        m.submodules.memory = program = OnChipPort(width=8 * config.beat_bytes, address_bits=32, ram=rom)
+        m.submodules.memory = program = OnChipPort(width=8 * config.beat_bytes, address_bits=32, ram=rom, latency=config.memory_latency)
         ram = HexRam(width=attention.row_bits, depth=attention.rows)
         m.submodules.cache = cache = OnChipPort(width=attention.row_bits, address_bits=24, ram=ram)
         wiring.connect(m, wiring.flipped(self.bus), core.bus)
