@@ -100,6 +100,26 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
     np.testing.assert_array_equal(timing.done, expected["done"])
 
 
+@pytest.mark.parametrize("depth", [2, 3, 8])
+@pytest.mark.parametrize("latency", range(1, 9))
+def test_loads_longer_than_their_queue(depth: int, latency: int) -> None:
+    """Rows that leave without a gap and rows that wait for memory: the queue's other beats last as long as the round trip, a clock less, or a clock more."""
+    config = LoaderConfig(**SMALL | {"params_rows": 400}, rows_beats=depth, outstanding=latency + 2)
+    todo = [Load(LoadTarget.PARAMS, LoadMode.DIRECT, 0, beats, rows=rows) for beats, rows in ((40, 118), (2, 4), (30, 90))]
+    offers = np.zeros(len(todo), np.int64)
+    expected = loader_cycles(config, todo, LoaderStimulus(instr=offers, data=np.array([latency - 1])))
+    timing, requests, rows = LoaderTiming(config, latency), [], []
+    for load in todo:
+        timing.start(load, 0)
+        asked, delivered = timing.advance()
+        assert not timing.remaining
+        requests.append(asked + 1)
+        rows.append(delivered)
+    np.testing.assert_array_equal(np.concatenate(requests), expected["read"])
+    np.testing.assert_array_equal(np.concatenate(rows), expected["params"])
+    np.testing.assert_array_equal(timing.done, expected["done"])
+
+
 @pytest.mark.parametrize("depth", [2, 5, 6, 9])
 def test_stream_equals_deliver(rng: np.random.Generator, depth: int) -> None:
     """Queues shorter and longer than the round trip of 5, loads shorter and longer than the queue."""
