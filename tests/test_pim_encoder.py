@@ -195,7 +195,7 @@ SYSTEMS: list[tuple[PimConfig, dict[str, Any], dict[str, Any], int]] = [
     (SMALL, {}, {}, 1),
     (SMALL, {"accumulators_per_bank": 4}, {"heads": 3, "head_dim": 24}, 6),
     (SMALL, {"companion": {"sram_bytes": 6400}}, {}, 11),
-    (SMALL, {"columns": 2}, {"heads": 3, "head_dim": 20}, 40),
+    (SMALL, {"columns": 2}, {"layers": 1, "heads": 3, "head_dim": 20}, 35),
     (SMALL, {"channels": 3, "banks": 2, "timing": "gddr6-7800"}, {"heads": 5, "head_dim": 12, "hidden": 50}, 5),
     (SMALL, {"channels": 1, "banks": 1, "lanes": 4, "columns": 16}, {"layers": 1, "activation": "relu"}, 4),
     (SMALL, {"channels": 4, "banks": 8, "lanes": 8, "columns": 4, "companion": {"functions": "taylor"}}, {"heads": 4, "head_dim": 16}, 7),
@@ -280,7 +280,7 @@ def test_short_queues_do_not_stop_a_sentence(seed: int) -> None:
 
 
 def test_a_sentence_on_the_rtl(seed: int) -> None:
-    """Two tokens, one of which lives in the banks: every value and every command's cycle."""
+    """Two tokens, refresh on: every value, every command and its cycle."""
     model = EncoderModel.random(shape(layers=1, vocabulary=20, context=16), seed)
     places = partition(model.shape, SMALL)
     bench = PimBench(SMALL, load_timing(SMALL.timing), rows=64)
