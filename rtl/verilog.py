@@ -3,17 +3,19 @@
 
 import contextlib
 import gc
+import itertools
 import re
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from amaranth.back import rtlil, verilog
-from amaranth.hdl import Const, Value
+from amaranth.hdl import ClockSignal, Const, Elaboratable, EnableInserter, Fragment, Instance, ResetSignal, Signal, Value
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["LIBRARY", "emit", "emit_rtlil", "from_rtlil", "library_text", "share_modules"]
+__all__ = ["LIBRARY", "emit", "emit_rtlil", "enabled", "from_rtlil", "library_text", "once", "share_modules"]
 
 LIBRARY = Path(__file__).parent / "verilog"
 """Folder of the hand-written modules that components instantiate, one per file of the same name."""
@@ -24,13 +26,75 @@ def emit_rtlil(component: Any, name: str = "top", *, ports: dict[str, Any] | Non
 
     ``ports`` (name: (signal, direction or None)) is for elaboratables that are no components.
     """
-    if ports is None:
-        # As Amaranth does it, but for constants (the ready of a stream that is always ready), which it refuses.
-        directions = {In: PortDirection.Input, Out: PortDirection.Output}
-        members = [("__".join(map(str, path)), member.flow, Value.cast(value)) for path, member, value in component.signature.flatten(component)]
-        ports = {port: (value, directions[flow]) for port, flow, value in members if not isinstance(value, Const)}
-    with _without_collection():
-        return rtlil.convert(component, name=name, ports=ports, emit_src=False)
+    modules: dict[str, Any] = {}
+    token = _modules.set(modules)
+    try:
+        with _without_collection():
+            text = _convert(component, name, _ports(component) if ports is None else ports)
+            for number in itertools.count():
+                if number == len(modules):  # modules may bring others
+                    break
+                module, (single, enable) = list(modules.items())[number]
+                pins = _ports(single)
+                if enable is not None:
+                    single, pins = enabled(single, enable), {**pins, "enable": (enable, PortDirection.Input)}
+                text += TOP.sub("", _convert(single, module, pins))
+    finally:
+        _modules.reset(token)
+    return text
+
+
+TOP = re.compile(r"^ *attribute \\top 1\n", re.MULTILINE)
+_modules: ContextVar[dict[str, tuple[Any, Signal | None]] | None] = ContextVar("_modules", default=None)
+"""Of the text that is being emitted: components that are a module of their own, and their clock enable, by name."""
+_enable: ContextVar[Signal | None] = ContextVar("_enable", default=None)
+"""The clock enable of what is being elaborated."""
+
+
+def _convert(component: Any, name: str, ports: dict[str, Any]) -> str:
+    return rtlil.convert(component, name=name, ports=ports, emit_src=False)
+
+
+def _ports(component: Any) -> dict[str, Any]:
+    """As Amaranth does it, but for constants (the ready of a stream that is always ready), which it refuses."""
+    directions = {In: PortDirection.Input, Out: PortDirection.Output}
+    members = [("__".join(map(str, path)), member.flow, Value.cast(value)) for path, member, value in component.signature.flatten(component)]
+    return {port: (value, directions[flow]) for port, flow, value in members if not isinstance(value, Const)}
+
+
+class _Enabled(Elaboratable):
+    def __init__(self, component: Any, enable: Signal) -> None:
+        self._component, self._enable = component, enable
+
+    def elaborate(self, platform: Any) -> Fragment:
+        token = _enable.set(self._enable)
+        try:
+            return Fragment.get(EnableInserter(self._enable)(self._component), platform)
+        finally:
+            _enable.reset(token)
+
+
+def enabled(component: Any, enable: Signal) -> Elaboratable:
+    """A component whose ``sync`` domain acts in cycles with ``enable`` only, ``once``'s modules inside it included."""
+    return _Enabled(component, enable)
+
+
+def once(component: Any, name: str) -> Any:
+    """A component as a submodule that is elaborated once per text, however many equal ones there are: as module ``name``, which tells its parameters.
+
+    It may be in the ``sync`` domain only, and of inserters and renamers only ``enabled`` may stand around it. Outside of ``emit_rtlil`` it is the
+    component itself.
+    """
+    modules, enable = _modules.get(), _enable.get()
+    if modules is None:
+        return component
+    kinds = {PortDirection.Input: "i", PortDirection.Output: "o"}
+    pins = {f"{kinds[direction]}_{port}": value for port, (value, direction) in _ports(component).items()}
+    if enable is not None:
+        name, pins = f"{name}_enabled", {**pins, "i_enable": enable}
+    if modules.setdefault(name, (component, None if enable is None else Signal(name="enable")))[0] is not component:
+        component._MustUse__used = True  # else Amaranth warns of the equal ones
+    return Instance(name, i_clk=ClockSignal(), i_rst=ResetSignal(), **pins)
 
 
 @contextlib.contextmanager

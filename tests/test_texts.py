@@ -4,12 +4,31 @@
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 
 from lutra.cosim import simulator
-from lutra.cosim.harness import Bench, Stimulus
-from lutra.rtl.streams import Queue
+from lutra.cosim.harness import Bench, Golden
+from lutra.rtl.tap import connect
+
+GOLDEN = Golden(np.zeros((0, 1), np.uint32), np.zeros(0, np.int64))
+
+
+class Tapped(wiring.Component):
+    """A wire with a boundary called ``inside``."""
+
+    def __init__(self) -> None:
+        super().__init__({"input": In(stream.Signature(8)), "output": Out(stream.Signature(8))})
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        connect(m, "inside", wiring.flipped(self.input), wiring.flipped(self.output))
+        return m
 
 
 @pytest.fixture
@@ -62,14 +81,16 @@ def test_racing_processes_make_a_text_once(private_cache: Path, tmp_path: Path) 
 
 
 def test_a_described_bench_is_elaborated_once(private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one knows its ports and plays, though nothing of it was elaborated."""
+    """The second one has the same text and knows the boundary inside, though nothing of it was elaborated."""
     elaborated: list[int] = []
-    elaborate = Queue.elaborate
-    monkeypatch.setattr(Queue, "elaborate", lambda self, platform: elaborated.append(1) or elaborate(self, platform))  # type: ignore[func-returns-value]
-    for hit in (False, True):
-        bench = Bench("described", description={"depth": 3})
-        bench.add("fifo", Queue(shape=16, depth=3))
-        assert bench.build().hit is hit
-        run = bench.run(stimuli={"fifo": {"input": Stimulus([5, 6])}}, beats={"fifo": {"output": 2}}, max_cycles=50)
-        assert run["fifo"]["output"].payloads[:, 0].tolist() == [5, 6]
-    assert len(elaborated) == 1
+    elaborate = Tapped.elaborate
+    monkeypatch.setattr(Tapped, "elaborate", lambda self, platform: elaborated.append(1) or elaborate(self, platform))  # type: ignore[func-returns-value]
+    built: list[str] = []
+    monkeypatch.setattr(simulator, "build", lambda text, verilog, **options: built.append(text))
+    for _ in range(2):
+        bench = Bench("described", description={"width": 8})
+        bench.add("wire", Tapped())
+        bench.build()
+        with pytest.raises(ValueError, match=r"described has no port wire\.outside"):
+            bench.verify(golden={"wire": {"input": GOLDEN, "inside": GOLDEN, "outside": GOLDEN}}, stimuli={}, max_cycles=1)
+    assert len(elaborated) == 1 and built[0] == built[1] and "lutra_tap" in built[0]

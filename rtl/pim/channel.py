@@ -17,6 +17,7 @@ from lutra.rtl.pim.controller import ADJUST, Controller
 from lutra.rtl.pim.mac import MacUnit
 from lutra.rtl.pim.macros import command_layout, macro_layout
 from lutra.rtl.streams import Queue
+from lutra.rtl.verilog import once
 
 __all__ = ["Channel"]
 
@@ -134,7 +135,8 @@ class Channel(wiring.Component):
         m.d.sync += [*(one.eq(issued[kind]) for kind, one in kinds.items()), accumulator.eq(command.accumulator)]
         values = Signal(LANE_BITS * config.banks)
         for bank in range(config.banks):
-            m.submodules[f"mac_{bank}"] = unit = MacUnit(config)
+            unit = MacUnit(config)
+            m.submodules[f"mac_{bank}"] = once(unit, f"mac_{config.lanes}_{config.accumulators_per_bank}_{config.accumulator}")
             m.d.comb += [
                 unit.mac.eq(kinds[Command.MAC]),
                 unit.load.eq(kinds[Command.BIAS]),

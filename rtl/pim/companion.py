@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, EnableInserter, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,6 +16,7 @@ from lutra.rtl.pim.companion_scalars import Scalars
 from lutra.rtl.pim.companion_sram import address_bits
 from lutra.rtl.pim.companion_statistics import Maxima, Sums
 from lutra.rtl.tap import Tap
+from lutra.rtl.verilog import enabled
 
 __all__ = ["Companion", "CompanionCore"]
 
@@ -145,7 +146,7 @@ class Companion(wiring.Component):
         even = Signal(init=1)
         m.d.sync += even.eq(~even)
         core = CompanionCore(self._config)
-        m.submodules.core = EnableInserter(even)(core)
+        m.submodules.core = enabled(core, even)
         m.d.comb += [
             core.instructions.payload.eq(self.instructions.payload),
             core.instructions.valid.eq(self.instructions.valid),

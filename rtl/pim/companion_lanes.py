@@ -11,10 +11,12 @@ from lutra.hls_models.floats import BF16, FLOAT_LATENCY, FP32
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.instructions import FETCH, MIDDLE, ROUND, UNIT_LATENCY, Add, Kind, Scale, Unit
 from lutra.rtl.float_parts import register
-from lutra.rtl.floats import FloatAdd, FloatConvert, FloatMul
+from lutra.rtl.floats import FloatConvert
 from lutra.rtl.pim.companion_items import Line, item_layout, path_layout
 from lutra.rtl.pim.companion_sram import CompanionSram, address_bits
 from lutra.rtl.pim.functions import Gelu
+from lutra.rtl.pim.units import adder, multiplier
+from lutra.rtl.verilog import once
 
 __all__ = ["Lanes"]
 
@@ -101,7 +103,8 @@ class Lanes(wiring.Component):
             value = self._function(m, lane, value, path.unit, computes)
             value = self._added(m, f"residual_{lane}", value, b, path.residual)
             value = self._named(m, f"masked_{lane}", Mux(count > lane, value, 0))
-            m.submodules[f"round_{lane}"] = rounded = FloatConvert(source=FP32, target=BF16)
+            rounded = FloatConvert(source=FP32, target=BF16)
+            m.submodules[f"round_{lane}"] = once(rounded, "fp32_to_bf16")
             exact = register(m, value, f"exact_{lane}", ROUND)
             m.d.comb += [
                 rounded.a.eq(value),
@@ -125,20 +128,21 @@ class Lanes(wiring.Component):
         return after
 
     def _function(self, m: Module, lane: int, value: Value, unit: Value, computes: Value) -> Value:
-        m.submodules[f"gelu_{lane}"] = gelu = Gelu(family=self._config.companion.functions)
+        gelu = Gelu(family=self._config.companion.functions)
+        m.submodules[f"gelu_{lane}"] = once(gelu, f"gelu_{self._config.companion.functions}")
         m.d.comb += [gelu.a.eq(value), gelu.erf.eq(unit == Unit.GELU_ERF), gelu.argument.eq(value), gelu.lent.eq(unit == Unit.EXP2)]
         computed = Mux(unit == Unit.EXP2, gelu.power, Mux(unit == Unit.RELU, Mux(value[-1], 0, value), gelu.y))
         return self._named(m, f"computed_{lane}", Mux(computes, computed, value))
 
     def _added(self, m: Module, name: str, a: Value, b: Value, used: Value, subtract: Value | int = 0) -> Value:
-        m.submodules[name] = adder = FloatAdd(format=FP32)
-        m.d.comb += [adder.a.eq(a), adder.b.eq(b), adder.subtract.eq(subtract)]
-        return self._named(m, f"{name}_value", Mux(used, adder.y, a))
+        unit = adder(m, name)
+        m.d.comb += [unit.a.eq(a), unit.b.eq(b), unit.subtract.eq(subtract)]
+        return self._named(m, f"{name}_value", Mux(used, unit.y, a))
 
     def _multiplied(self, m: Module, name: str, a: Value, b: Value, used: Value) -> Value:
-        m.submodules[name] = multiplier = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
-        m.d.comb += [multiplier.a.eq(a), multiplier.b.eq(b)]
-        return self._named(m, f"{name}_value", Mux(used, multiplier.y, a))
+        unit = multiplier(m, name)
+        m.d.comb += [unit.a.eq(a), unit.b.eq(b)]
+        return self._named(m, f"{name}_value", Mux(used, unit.y, a))
 
     def _named(self, m: Module, name: str, value: Value) -> Signal:
         signal = Signal(FP32.bits, name=name)

@@ -12,8 +12,8 @@ from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.instructions import PARTIALS
 from lutra.hls_models.pim.program import Statistic
 from lutra.rtl.float_parts import register, wire
-from lutra.rtl.floats import FloatAdd, FloatMul
 from lutra.rtl.pim.companion_items import Line, item_layout, path_layout
+from lutra.rtl.pim.units import adder, multiplier
 
 __all__ = ["Maxima", "Sums"]
 
@@ -114,7 +114,7 @@ class Sums(wiring.Component):
         level: list[Value] = []
         latency = 0
         for lane in range(self._config.lanes):
-            m.submodules[f"square_{lane}"] = square = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
+            square = multiplier(m, f"square_{lane}")
             latency = square.latency
             value = self.values.word_select(lane, FP32.bits)
             m.d.comb += [square.a.eq(value), square.b.eq(value)]
@@ -127,13 +127,13 @@ class Sums(wiring.Component):
             depth += 1
 
         # Item i is added to partial sum i % PARTIALS; the sum before it is just through the adder, or in its register.
-        m.submodules.partial = adder = FloatAdd(format=FP32)
+        partial = adder(m, "partial")
         number, young = Signal(range(PARTIALS)), Signal()
         sums = [Signal(FP32.bits, name=f"partial_{i}", reset_less=True) for i in range(PARTIALS)]
         first = line.payload[5]
         mine = wire(m, Mux(first, 0, number), "mine")
         fresh = wire(m, first | young, "fresh")
-        added = Line(m, line.valid, Cat(line.payload, mine), "added").delayed(adder.latency, "adder")
+        added = Line(m, line.valid, Cat(line.payload, mine), "added").delayed(partial.latency, "adder")
         number_added = added.payload[7:]
         held = Signal(FP32.bits)
         with m.Switch(mine):
@@ -141,25 +141,25 @@ class Sums(wiring.Component):
                 with m.Case(i):
                     m.d.comb += held.eq(sums[i])
         with m.If(added.valid & (number_added == mine)):
-            m.d.comb += held.eq(adder.y)
-        m.d.comb += [adder.a.eq(level[0]), adder.b.eq(Mux(fresh, 0, held))]
+            m.d.comb += held.eq(partial.y)
+        m.d.comb += [partial.a.eq(level[0]), partial.b.eq(Mux(fresh, 0, held))]
         with m.If(line.valid):
             m.d.sync += [number.eq(mine + 1), young.eq(fresh & (mine != PARTIALS - 1))]
         with m.If(added.valid):
             for i in range(PARTIALS):
                 with m.If(number_added == i):
-                    m.d.sync += sums[i].eq(adder.y)
+                    m.d.sync += sums[i].eq(partial.y)
                 with m.Elif(added.payload[5]):
                     m.d.sync += sums[i].eq(0)
 
         last = Line(m, added.valid & added.payload[6], added.payload[:5], "final").delayed(1, "register")
         pairs = [self._sum(m, f"pair_{i}", sums[2 * i], sums[2 * i + 1]) for i in range(PARTIALS // 2)]
         total = self._sum(m, "total", *pairs)
-        final = last.delayed(2 * adder.latency, "total")
+        final = last.delayed(2 * partial.latency, "total")
         m.d.comb += [self.write.eq(final.valid), self.address.eq(final.payload), self.write_data.eq(total)]
         return m
 
     def _sum(self, m: Module, name: str, a: Value, b: Value) -> Value:
-        m.submodules[name] = adder = FloatAdd(format=FP32)
-        m.d.comb += [adder.a.eq(a), adder.b.eq(b)]
-        return adder.y
+        unit = adder(m, name)
+        m.d.comb += [unit.a.eq(a), unit.b.eq(b)]
+        return unit.y

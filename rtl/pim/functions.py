@@ -19,7 +19,7 @@ from lutra.hls_models.pim.coefficients import GELU_LIMIT, SEGMENTS, TANH_SEGMENT
 from lutra.hls_models.pim.functions import EXP2_LIMIT, FUNCTION_LATENCY, LARGE_EXPONENT, SCALAR_LATENCY
 from lutra.hls_models.pim.program import ScalarOperation
 from lutra.rtl.float_parts import register, wire
-from lutra.rtl.floats import FloatAdd, FloatMul
+from lutra.rtl.pim.units import adder, multiplier
 
 __all__ = ["DelayLine", "Exp2", "Gelu", "ScalarUnit"]
 
@@ -67,14 +67,14 @@ class _Pipeline:
         return line.y
 
     def add(self, name: str, a: Value, b: Value, subtract: int = 0) -> Value:
-        self.m.submodules[name] = adder = FloatAdd(format=FP32)
-        self.m.d.comb += [adder.a.eq(a), adder.b.eq(b), adder.subtract.eq(subtract)]
-        return adder.y
+        unit = adder(self.m, name)
+        self.m.d.comb += [unit.a.eq(a), unit.b.eq(b), unit.subtract.eq(subtract)]
+        return unit.y
 
     def mul(self, name: str, a: Value, b: Value) -> Value:
-        self.m.submodules[name] = multiplier = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
-        self.m.d.comb += [multiplier.a.eq(a), multiplier.b.eq(b)]
-        return multiplier.y
+        unit = multiplier(self.m, name)
+        self.m.d.comb += [unit.a.eq(a), unit.b.eq(b)]
+        return unit.y
 
 
 def _constant(pattern: int) -> Value:
@@ -240,8 +240,8 @@ class ScalarUnit(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.submodules.adder = adder = FloatAdd(format=FP32)
-        m.submodules.multiplier = multiplier = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
+        add = adder(m, "adder")
+        mul = multiplier(m, "multiplier")
         numbers = coefficients(self._family)
         reciprocal = self.operation == ScalarOperation.RECIPROCAL
         x, other, r = (Signal(FP32.bits, name=name, reset_less=True) for name in ("x", "other", "r"))
@@ -266,17 +266,17 @@ class ScalarUnit(wiring.Component):
 
         # Steps: x r; for roots (x r) r; k - that; r times that.
         size = Cat(x[:-1], C(0, 1))
-        halved = Cat(multiplier.y[: FP32.mantissa], multiplier.y[FP32.mantissa : -1] - 1)[: FP32.bits - 1]
-        better = wire(m, Mux(roots, Cat(halved, C(0, 1)), multiplier.y), "better")
+        halved = Cat(mul.y[: FP32.mantissa], mul.y[FP32.mantissa : -1] - 1)[: FP32.bits - 1]
+        better = wire(m, Mux(roots, Cat(halved, C(0, 1)), mul.y), "better")
         m.d.comb += [
-            multiplier.a.eq(Mux(multiplies, x, r)),
-            multiplier.b.eq(Mux(multiplies, other, adder.y)),
-            adder.a.eq(x),
-            adder.b.eq(other),
-            adder.subtract.eq(~adds),
+            mul.a.eq(Mux(multiplies, x, r)),
+            mul.b.eq(Mux(multiplies, other, add.y)),
+            add.a.eq(x),
+            add.b.eq(other),
+            add.subtract.eq(~adds),
         ]
         with m.If(~adds):
-            m.d.comb += adder.b.eq(multiplier.y)
+            m.d.comb += add.b.eq(mul.y)
         for flag, products, (_, *steps) in ((divides, 1, numbers.reciprocal), (roots, 2, numbers.rsqrt)):
             length = (products + 1) * MUL + ADD
             with m.If(flag):
@@ -284,15 +284,15 @@ class ScalarUnit(wiring.Component):
                     begin = 1 + number * length
                     guess = r if number == 0 else better
                     with m.If(clock == begin):
-                        m.d.comb += [multiplier.a.eq(size), multiplier.b.eq(guess)]
+                        m.d.comb += [mul.a.eq(size), mul.b.eq(guess)]
                         m.d.sync += r.eq(guess)
                     if products == 2:
                         with m.If(clock == begin + MUL):
-                            m.d.comb += [multiplier.a.eq(multiplier.y), multiplier.b.eq(r)]
+                            m.d.comb += [mul.a.eq(mul.y), mul.b.eq(r)]
                     with m.If(clock == begin + products * MUL):
-                        m.d.comb += adder.a.eq(_constant(k))
+                        m.d.comb += add.a.eq(_constant(k))
 
-        self._finish(m, clock, x, adds, multiplies, divides, roots, adder.y, better)
+        self._finish(m, clock, x, adds, multiplies, divides, roots, add.y, better)
         return m
 
     def _finish(
