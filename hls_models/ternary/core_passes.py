@@ -185,11 +185,9 @@ class PassBatch:
         self.stalls[Unit.LOADER, "ring room or token"] = self.active[Unit.LOADER] - self.worked[Unit.LOADER]
 
     def _granted(self, index: int, offered: Cycles) -> Cycles:
-        """Earliest start of an instruction offered by its queue: its unit and its semaphores are there."""
+        """Earliest start of an instruction offered by its queue: its unit and its semaphores are there (LOADER's own waiting: ``LoaderTiming.start``)."""
         unit = self.units.program.instructions[index].unit
         offered = np.maximum(offered, self.free[unit])
-        if self.places[unit]:
-            offered = np.maximum(offered, self.begins[self.places[unit][-1]] + 1)
         for semaphore in self.units.waits[index]:
             offered = np.maximum(offered, self.signals[semaphore].popleft() + 1)
         return offered
