@@ -16,7 +16,7 @@ from rich.console import Console
 from lutra.charts import _sweep
 from lutra.hls_models.errors import LutraError
 from lutra.report import csv_text, flatten, html, labels, rows, terminal, verdict, write_reports
-from lutra.schema import Report, read_report
+from lutra.schema import EnergyFigures, Report, read_report
 from lutra.timeline import Span, write_trace
 
 pytestmark = pytest.mark.smoke
@@ -160,11 +160,13 @@ def test_html_is_one_page_and_repeats() -> None:
 
 
 def test_side_by_side() -> None:
-    runs = [("first", made()), ("second", made(slower=9_000, simulated=False))]
+    sourced = made().model_copy(update={"energy": EnergyFigures(joules_per_token=1, parts={}, source="made up, " * 9)})
+    runs = [("first", sourced), ("second", made(slower=9_000, simulated=False))]
     text = html(runs)
     page = Page()
     page.feed(text)
     assert page.open == [] and "first" in text and "second" in text and "1.45x" in text
+    assert not [cell for cell in re.findall(r'<td class="n">([^<]*)', text) if len(cell) > 40]  # such a cell would push the others off the page
     assert "second: Not simulated." in text
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(terminal(runs))
