@@ -62,22 +62,24 @@ LEAST_ROWS = 64
 class SystemPorts(wiring.Component):
     """A system and its cells; macro-commands, instructions, commands and the index register's changes are ports.
 
-    ``files``: prefix of the cells' files, ``{files}{channel}.cells`` and ``.dump``.
+    ``files``: prefix of the cells' files, ``{files}{channel}.cells`` and ``.dump``. Without ``macs`` what accumulators return is a port, too.
     """
 
-    def __init__(self, config: PimConfig, timing: Timing, *, rows: int, files: str) -> None:
-        self._config, self._timing, self._rows, self._files = config, timing, rows, files
+    def __init__(self, config: PimConfig, timing: Timing, *, rows: int, files: str, macs: bool = True) -> None:
+        self._config, self._timing, self._rows, self._files, self._macs = config, timing, rows, files, macs
         members: dict[str, Any] = {"instructions": In(stream.Signature(instruction_layout(config)))}
         for c in range(config.channels):
             members[f"macros_{c}"] = In(stream.Signature(macro_layout(config)))
             members[f"adjust_{c}"] = In(stream.Signature(ADJUST, always_ready=True))
+            if not macs:
+                members[f"values_{c}"] = In(stream.Signature(LANE_BITS * config.banks))
             members[f"command_{c}"] = Out(stream.Signature(command_layout(config), always_ready=True))
         super().__init__(members | {"index": Out(stream.Signature(32, always_ready=True))})
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         config = self._config
-        m.submodules.system = system = PimSystem(config, self._timing, adjustable=True)
+        m.submodules.system = system = PimSystem(config, self._timing, adjustable=True, macs=self._macs)
         wiring.connect(m, wiring.flipped(self.instructions), system.instructions)
         latency = self._timing.cycles("tCL") + self._timing.cycles("tBL")
         for c in range(config.channels):
@@ -94,6 +96,9 @@ class SystemPorts(wiring.Component):
             wiring.connect(m, wiring.flipped(getattr(self, f"macros_{c}")), system.macros[c])
             wiring.connect(m, wiring.flipped(getattr(self, f"adjust_{c}")), system.adjust[c])
             wiring.connect(m, system.command[c], wiring.flipped(getattr(self, f"command_{c}")))
+            if not self._macs:
+                values = getattr(self, f"values_{c}")
+                m.d.comb += [system.values[c].eq(values.payload), values.ready.eq(system.values_taken[c])]
             command = system.command[c].payload
             m.d.comb += [
                 cells.valid.eq(system.command[c].valid),
@@ -139,14 +144,16 @@ class PimBench:
         Sizes and timing preset; refreshes of ``config.refresh_phase`` may be given anew for each run.
     rows
         Rows of a bank that programs use. Simulated are a power of two from 64 on, so that many sizes share a build.
+    macs
+        False: controllers and companion chip are RTL and the banks are modelled: accumulators return the golden values, for large systems.
     """
 
-    def __init__(self, config: PimConfig, timing: Timing, *, rows: int) -> None:
-        self.config, self.timing = config, timing
+    def __init__(self, config: PimConfig, timing: Timing, *, rows: int, macs: bool = True) -> None:
+        self.config, self.timing, self.macs = config, timing, macs
         self.rows = rows = min(config.rows, max(LEAST_ROWS, 1 << (rows - 1).bit_length()))
-        description = ["pim system", config.model_dump(mode="json"), timing.model_dump(mode="json"), rows]
+        description = ["pim system", config.model_dump(mode="json"), timing.model_dump(mode="json"), rows, macs]
         self.bench = Bench(f"{config.name} system", description=description)
-        self.bench.add("system", SystemPorts(config, timing, rows=rows, files="cells"))
+        self.bench.add("system", SystemPorts(config, timing, rows=rows, files="cells", macs=macs))
 
     def build(self) -> None:
         """Verilates, or takes the build from the cache."""
@@ -187,6 +194,12 @@ class PimBench:
             first = refresh_phase(config, self.timing, c)
             stimuli[f"macros_{c}"] = Stimulus(encode(config, macros))
             stimuli[f"adjust_{c}"] = Stimulus(pack(*((np.array([value]), bits) for value, bits in ((NO_RULE, 8), (0, DELTA), (first, PHASE_BITS)))))
+            if not self.macs:
+                kinds = times.channels[c].commands()
+                kinds = kinds[np.isin(kinds["command"], (Command.RD, Command.RDM)) & ~_modify_reads(kinds)]["command"]
+                values = [beat for beat, kind in zip(execution.readouts[c], kinds, strict=True) if kind == Command.RDM]
+                stimuli[f"values_{c}"] = Stimulus(pack((np.array(values, np.uint16).reshape(-1, config.banks), LANE_BITS)))
+                expected[f"values_{c}"] = len(values)
             files[f"cells{c}.cells"] = contents(devices[c], rows=self.rows)
             files[f"cells{c}.dump"] = b""
             expected[f"command_{c}"] = len(times.channels[c].commands())

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the tests marked soak and keeps their result as docs/results/soak-DATE.txt and .json; exits as pytest does."""
+"""Runs the tests marked soak and keeps their result as docs/results/soak-DATE.txt and .json; exits as pytest does.
+
+Arguments go to pytest; the result of some files only is called after them.
+"""
 
 import json
 import os
@@ -33,7 +36,8 @@ def commit() -> str:
 def main() -> int:
     """Runs pytest with this script's arguments after ``-m soak``."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    name = RESULTS / f"soak-{date.today().isoformat()}"
+    parts = [Path(argument).stem.removeprefix("test_") for argument in sys.argv[1:] if argument.endswith(".py")]
+    name = RESULTS / "-".join(["soak", *parts, date.today().isoformat()])
     junit = ROOT / "build" / "soak.xml"
     junit.parent.mkdir(exist_ok=True)
     junit.unlink(missing_ok=True)

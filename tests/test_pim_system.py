@@ -178,6 +178,14 @@ def test_other_systems(name: str, seed: int, rng: np.random.Generator, record_pr
     record_property("tokens", tokens(bench, seed, drawn_phases(bench, rng, 3), layers=1))
 
 
+@pytest.mark.soak
+def test_eight_channels_of_sixteen_banks(seed: int, rng: np.random.Generator, record_property: Callable[[str, object], None]) -> None:
+    """The published system: controllers and companion chip are RTL, banks and accumulators are modelled."""
+    bench = PimBench(config := load_config("pim-gpt", PimConfig), load_timing(config.timing), rows=ROWS, macs=False)
+    record_property("products", sweep(bench, rng, [(1, 1), (300, 1500), (1000, 90), *drawn_sizes(rng, 9)]))
+    record_property("tokens", tokens(bench, seed, drawn_phases(bench, rng, 2), hidden=192, heads=6, ffn=768, vocabulary=300))
+
+
 # what a check must see
 
 

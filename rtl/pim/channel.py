@@ -30,7 +30,7 @@ class Channel(wiring.Component):
     config, timing, channel, adjustable
         As of ``Controller``.
     macs
-        False: no MAC units, and read-outs of accumulators are zeros: for simulations that look at times only.
+        False: no buffer and no MAC units; what accumulators return comes from ``values``: for simulations.
 
     Members
     -------
@@ -49,6 +49,8 @@ class Channel(wiring.Component):
         The command that took a beat is on ``command``: a place of the data queue is free from this cycle on.
     ended : ``Out(1)``
         Pulse: the program is through.
+    values, values_taken : ``In(B x 16)``, ``Out(1)``, without ``macs`` only
+        What the next RDM returns; pulse: it is taken.
 
     Raises
     ------
@@ -69,6 +71,8 @@ class Channel(wiring.Component):
             "data_freed": Out(1),
             "ended": Out(1),
         }
+        if not macs:
+            members |= {"values": In(LANE_BITS * config.banks), "values_taken": Out(1)}
         if adjustable:
             members["adjust"] = In(stream.Signature(ADJUST, always_ready=True))
         super().__init__(members)
@@ -106,7 +110,11 @@ class Channel(wiring.Component):
         arrives = _delayed(m, issued[Command.RD] & ~controller.modifies, pins)
         arrives_back = _delayed(m, issued[Command.RD] & controller.modifies, pins)
         read_out = _delayed(m, issued[Command.RDM], registers)
-        values = self._banks(m, issued, registers - 1 - READ_LATENCY) if self._macs else Signal(width)
+        if self._macs:
+            values = self._banks(m, issued, registers - 1 - READ_LATENCY)
+        else:
+            values = self.values
+            m.d.comb += self.values_taken.eq(read_out)
         m.d.comb += [
             columns.input.valid.eq(arrives_back),
             columns.input.payload.eq(self.read),

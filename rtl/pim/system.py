@@ -28,8 +28,8 @@ class PimSystem(wiring.Component):
     ----------
     config, timing
         Sizes and timing preset.
-    adjustable
-        As of ``Controller``: for simulations only.
+    adjustable, macs
+        As of ``Channel``: for simulations only.
 
     Members
     -------
@@ -40,10 +40,11 @@ class PimSystem(wiring.Component):
     read : ``In(V x 16).array(C)``, what comes over the pins tCL + tBL after RD
     index : ``Out(32)``, the companion chip's index register
     ended : ``Out(1).array(C)``, pulse: a channel's program is through
+    values, values_taken : without ``macs`` only, ``In(B x 16).array(C)``, ``Out(1).array(C)``
     """
 
-    def __init__(self, config: PimConfig, timing: Timing, *, adjustable: bool = False) -> None:
-        self._config, self._timing, self._adjustable = config, timing, adjustable
+    def __init__(self, config: PimConfig, timing: Timing, *, adjustable: bool = False, macs: bool = True) -> None:
+        self._config, self._timing, self._adjustable, self._macs = config, timing, adjustable, macs
         n, width = config.channels, LANE_BITS * config.lanes
         members: dict[str, Any] = {
             "macros": In(stream.Signature(macro_layout(config))).array(n),
@@ -54,6 +55,8 @@ class PimSystem(wiring.Component):
             "index": Out(32),
             "ended": Out(1).array(n),
         }
+        if not macs:
+            members |= {"values": In(LANE_BITS * config.banks).array(n), "values_taken": Out(1).array(n)}
         if adjustable:
             members["adjust"] = In(stream.Signature(ADJUST, always_ready=True)).array(n)
         super().__init__(members)
@@ -64,7 +67,7 @@ class PimSystem(wiring.Component):
         wiring.connect(m, wiring.flipped(self.instructions), companion.instructions)
         m.d.comb += self.index.eq(companion.index)
         for c in range(self._config.channels):
-            channel = Channel(self._config, self._timing, channel=c, adjustable=self._adjustable)
+            channel = Channel(self._config, self._timing, channel=c, macs=self._macs, adjustable=self._adjustable)
             m.submodules[f"channel_{c}"] = channel
             wiring.connect(m, wiring.flipped(self.macros[c]), channel.macros)
             wiring.connect(m, channel.command, wiring.flipped(self.command[c]))
@@ -72,6 +75,8 @@ class PimSystem(wiring.Component):
             connect(m, f"readout_{c}", channel.readout, companion.readouts[c])
             if self._adjustable:
                 wiring.connect(m, wiring.flipped(self.adjust[c]), channel.adjust)
+            if not self._macs:
+                m.d.comb += [channel.values.eq(self.values[c]), self.values_taken[c].eq(channel.values_taken)]
             m.d.comb += [
                 channel.columns.eq(self.columns[c]),
                 channel.read.eq(self.read[c]),
