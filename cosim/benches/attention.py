@@ -16,7 +16,7 @@ from lutra.rtl.ternary.attention import Attention
 
 __all__ = ["DATA", "Case", "bench", "case", "compare_case", "configurations", "play"]
 
-DATA = ("plain", "zero_values", "equal_scores", "huge_scales", "tiny_weights", "special_scales")
+DATA = ("plain", "zero_values", "equal_scores", "huge_scales", "tiny_weights", "special_scales", "cancelling")
 SMALLEST = AttentionConfig(heads=1, kv_heads=1, head_dim=1, layers=1, context=1, max_tokens=1, key_tile=1, vector_lanes=1)
 
 
@@ -85,19 +85,26 @@ def _passes(config: AttentionConfig, rng: np.random.Generator, limit: int) -> li
     return out
 
 
-def _float_rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, data: str) -> NDArray[np.uint16]:
-    """Patterns of fp16 (tokens, heads + 2 * kv_heads, head_dim) of the same kinds; the scales beside them are noise."""
+def _float_rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, position: int, data: str) -> NDArray[np.uint16]:
+    """Patterns of fp16 (tokens, heads + 2 * kv_heads, head_dim) of the same kinds; the scales beside them are noise.
+
+    "cancelling": all weights are one, and in each element +2^15, about 2^-6 and -2^15 follow each other from key to key. The small ones meet a sum whose last
+    bit is 2^-8; where the large ones cancel, what that rounding left of them is the output, otherwise hidden by the few bits of F.
+    """
     values = config.heads + config.kv_heads
     shape = (tokens, values + config.kv_heads, config.head_dim)
     x = rng.normal(0, 1.5, shape)
     if data == "zero_values":
         x[:, values:] *= 0
-    elif data == "equal_scores":
+    elif data in ("equal_scores", "cancelling"):
         x[:, config.heads : values] = 1
     elif data == "huge_scales":
         x *= 2.0 ** rng.uniform(-8, 16, shape)
     elif data == "tiny_weights":
         x[:, values:] *= 2.0 ** rng.uniform(-16, -8, x[:, values:].shape)
+    if data == "cancelling":
+        turn = (position + np.arange(tokens)[:, None, None] + np.arange(config.head_dim)) % 3  # each pass has some element whose large values cancel
+        x[:, values:] = np.where(turn == 1, x[:, values:] * 2.0**-6, (1 - turn) * 2.0**15)
     bits = from_float64(FP16, x)
     if data == "special_scales":
         odd = rng.integers(0, 4 * config.head_dim, shape) == 0
@@ -105,17 +112,17 @@ def _float_rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, 
     return bits.astype(np.uint16)
 
 
-def _rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, data: str) -> tuple[NDArray[np.integer], NDArray[np.uint32]]:
-    """Codes (tokens, heads + 2 * kv_heads, head_dim) and their scales."""
+def _rows(config: AttentionConfig, rng: np.random.Generator, tokens: int, position: int, data: str) -> tuple[NDArray[np.integer], NDArray[np.uint32]]:
+    """Codes (tokens, heads + 2 * kv_heads, head_dim) and their scales; int8 values are summed exactly, "cancelling" is "equal_scores" there."""
     groups, values = config.heads + 2 * config.kv_heads, config.heads + config.kv_heads
     if config.kv_format == "fp16":
-        return _float_rows(config, rng, tokens, data), rng.integers(0, 1 << 32, (tokens, groups)).astype(np.uint32)
+        return _float_rows(config, rng, tokens, position, data), rng.integers(0, 1 << 32, (tokens, groups)).astype(np.uint32)
     codes = rng.integers(-127, 128, (tokens, groups, config.head_dim)).astype(np.int8)
     scales = from_float64(FP32, rng.uniform(0.002, 0.05, (tokens, groups)))
     if data == "zero_values":
         codes[:, values:] = 0
         scales[:, values:] = 0
-    elif data == "equal_scores":
+    elif data in ("equal_scores", "cancelling"):
         codes[:, config.heads : values] = 1
         scales[:, config.heads : values] = FP32.one
     elif data == "huge_scales":
@@ -143,11 +150,11 @@ def case(config: AttentionConfig, rng: np.random.Generator, *, limit: int = 6, d
     passes = _passes(config, rng, limit)
     heads = config.heads
     cache = KvCache.empty(config)
-    codes, scales = _rows(config, rng, config.context, data)
+    codes, scales = _rows(config, rng, config.context, 0, data)
     cache.store(passes[0][0], 0, codes[:, heads:], scales[:, heads:])
     parts: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("qkv", "kv_write", "kv_read", "kv_data", "values")}
     for layer, tokens, position in passes:
-        codes, scales = _rows(config, rng, tokens, data)
+        codes, scales = _rows(config, rng, tokens, position, data)
         cache.store(layer, position, codes[:, heads:], scales[:, heads:])
         read = read_addresses(config, layer, tokens, position)
         values = attend(config, codes[:, :heads], scales[:, :heads], cache, layer, position)
