@@ -30,7 +30,7 @@ from lutra.hls_models.pim.executor import Execution, Executor
 from lutra.hls_models.pim.instructions import Work
 from lutra.hls_models.pim.program import Command, Program
 from lutra.hls_models.pim.system import SystemModel, SystemRun
-from lutra.hls_models.pim.timing import TIMING_PRESETS, Timing
+from lutra.hls_models.pim.timing import Timing, timing_file
 from lutra.hls_models.streams import pack
 from lutra.rtl.pim.companion_items import instruction_layout
 from lutra.rtl.pim.controller import ADJUST, PHASE_BITS
@@ -124,7 +124,7 @@ class PimRun:
     index: int
     """the RTL's index register at the end: the token it chose"""
     words: int
-    """values compared: beats, read-outs, cells"""
+    """values compared: beats, read-outs (also with the device model's), cells that were written (all others are compared too)"""
     commands: int
     """commands whose cycle and operands were compared, and whose timing was checked"""
     cycles: int
@@ -150,6 +150,7 @@ class PimBench:
 
     def __init__(self, config: PimConfig, timing: Timing, *, rows: int, macs: bool = True) -> None:
         self.config, self.timing, self.macs = config, timing, macs
+        self._raw_timing = read_timing(timing_file(config.timing))
         self.rows = rows = min(config.rows, max(LEAST_ROWS, 1 << (rows - 1).bit_length()))
         description = ["pim system", config.model_dump(mode="json"), timing.model_dump(mode="json"), rows, macs]
         self.bench = Bench(f"{config.name} system", description=description)
@@ -220,6 +221,8 @@ class PimBench:
         for c, got in enumerate(issued):
             reports.append(self._check(c, config, got))
             words += self._replay(c, devices[c], got, execution.readouts[c])
+            writes = [int((got["command"] == kind).sum()) for kind in (Command.WR, Command.WRA)]
+            words += writes[0] * config.lanes + writes[1] * config.banks
         if not np.array_equal(left, golden):
             c, bank, position, lane = (int(i[0]) for i in np.nonzero(left != golden))
             row, column = divmod(position, config.columns)
@@ -234,7 +237,7 @@ class PimBench:
         last += [int(got[-1]["cycle"]) for got in issued if len(got)]
         ends = [channel.done or 0 for channel in times.channels]
         ends += [cycles[-1] for cycles in (*times.companion.send_times, *times.companion.take_times) if cycles]
-        return PimRun(execution, times, index, words + cells.size, sum(map(len, issued)), max(last), max(ends), tuple(reports))
+        return PimRun(execution, times, index, words, sum(map(len, issued)), max(last), max(ends), tuple(reports))
 
     def _own(self, found: dict[str, Recording], c: int, times: SystemRun) -> NDArray[Any]:
         """Commands of the program; the idle controller behind it goes on with refreshes."""
@@ -304,7 +307,7 @@ class PimBench:
 
     def _check(self, c: int, config: PimConfig, got: NDArray[Any]) -> TimingReport:
         checker = Checker(
-            read_timing(TIMING_PRESETS / f"{self.timing.name}.yaml"),
+            self._raw_timing,
             banks=config.banks,
             activate_in_register_mode=config.activate_in_register_mode,
             refresh_phase=refresh_phase(config, self.timing, c) if config.refresh else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lutra.hls_models.errors import ConfigError, LutraError, ModelError
 from lutra.hls_models.load import load_config, nearest
 from lutra.hls_models.pim.config import PimConfig
+from lutra.hls_models.pim.timing import load_timing
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.runs import file_hash
 
@@ -61,6 +62,12 @@ def any_config(config: str | Path | AnyConfig) -> AnyConfig:
     if isinstance(config, AnyConfig):
         return config
     found: AnyConfig = load_config(config, CoreConfig, PimConfig)  # type: ignore[assignment]  # one of the two
+    if isinstance(found, PimConfig):
+        interval = load_timing(found.timing).cycles("tREFI")
+        if found.refresh_phase > interval:
+            raise ConfigError(
+                f"config {found.name}: refresh_phase must be at most tREFI of {found.timing} ({interval} cycles), not {found.refresh_phase}"
+            )
     return found
 
 

@@ -45,7 +45,7 @@ __all__ = [
     "report_of",
     "row_cycles",
     "scaling",
-    "spans",
+    "spans_of",
     "token_time",
     "waits",
 ]
@@ -182,7 +182,8 @@ def estimate(
         cycles = sum(timed(made, at).cycles for at in range(1, prompt + 1))
         more["prefill"] = PrefillFigures(tokens=prompt, cycles=cycles, seconds=cycles * timing.clock_ns * 1e-9)
     if sweep:
-        more["sweep"] = [point(timed(made, at)) for at in sweep]
+        points = {at: point(timed(made, at)) for at in sweep} | {context: point(token)}
+        more["sweep"] = [points[at] for at in sorted(points)]
     if channels:
         more["scaling"] = scaling([timed(place, context) for place in others])
     return report.model_copy(update=more), token
@@ -332,12 +333,12 @@ def _layers(token: TokenTime) -> list[LayerFigures]:
     return layers
 
 
-def spans(token: TokenTime) -> Iterator[Span]:
+def spans_of(program: Program, run: SystemRun) -> Iterator[Span]:
     """The companion chip's instructions, a track for each kind, named by the step they belong to."""
     label = ""
-    for index, instruction in enumerate(token.program.instructions):
-        label = token.program.labels.get(index, label)
-        yield Span(type(instruction).__name__.upper(), label, int(token.run.starts[index]), int(token.run.dones[index]))
+    for index, instruction in enumerate(program.instructions):
+        label = program.labels.get(index, label)
+        yield Span(type(instruction).__name__.upper(), label, int(run.starts[index]), int(run.dones[index]))
 
 
 def _dram(token: TokenTime) -> DramFigures:

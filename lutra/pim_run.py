@@ -26,13 +26,14 @@ __all__ = ["BLOCKS", "compile_model", "cosim", "estimate", "forward", "verilog"]
 
 BLOCKS = ("system", "channel", "controller", "mac", "companion")
 """What ``lutra verilog`` writes, the whole first."""
-CELLS, PROGRAM, PLACES, TOKENIZER, TRACE = "cells.npy", "program.txt", "places.json", "tokenizer", "trace.json"
+CELLS, PROGRAM, PLACES, TIMING, TOKENIZER, TRACE = "cells.npy", "program.txt", "places.json", "timing.yaml", "tokenizer", "trace.json"
 
 
 def compile_model(model: str | Path, config: PimConfig, out: str | Path | None) -> Run:
     """Contents of the banks, what lies where, and the first token's program, in a run folder; ``lutra verilog`` writes the hardware."""
     import numpy as np
 
+    from lutra.hls_models.pim.timing import timing_file
     from lutra.mapping.pim.lower import lower
     from lutra.mapping.pim.partition import partition
     from lutra.mapping.pim.weights import cells
@@ -45,6 +46,7 @@ def compile_model(model: str | Path, config: PimConfig, out: str | Path | None) 
         draft.inputs["model"] = facts(source, opened.shape)
         with step("placing the weights"):
             np.save(draft.path / CELLS, cells(opened, made), allow_pickle=False)
+        (draft.path / TIMING).write_bytes(timing_file(config.timing).read_bytes())
         regions = [{"name": region.name, "row": region.row, "rows": region.rows} for region in made.regions]
         (draft.path / PLACES).write_text(json.dumps({"rows": made.rows, "regions": regions}, indent=1) + "\n", encoding="utf-8")
         (draft.path / PROGRAM).write_text(_listing(lower(made, 0)), encoding="utf-8")
@@ -102,7 +104,8 @@ def cosim(run: Run, *, seed: int, tokens: int, prompt: str, on_text: OnText | No
     from lutra import pim
     from lutra.cosim.pim import PimBench, PimRun
     from lutra.hls_models.pim.timing import load_timing
-    from lutra.mapping.pim.lower import lower
+    from lutra.mapping.pim.lower import clear, lower
+    from lutra.timeline import Span, write_trace
 
     config, made = _compiled(run)
     timing = load_timing(config.timing)
@@ -118,24 +121,32 @@ def cosim(run: Run, *, seed: int, tokens: int, prompt: str, on_text: OnText | No
             bench = PimBench(config, timing, rows=cells.shape[2] // config.columns)
             bench.build()
         done: list[PimRun] = []
+        cleared: list[PimRun] = []
+        spans: list[Span] = []
         compared, mismatch = 0, None
         with step("simulating the RTL") as update:
             pending = list(ids)
             total = len(ids) + tokens - 1
             while pending and mismatch is None:
                 try:
-                    found = bench.run(lower(made, len(done), pending.pop(0)), cells, phase=(seed * 997 + 131 * len(done)) % timing.cycles("tREFI"))
+                    if len(done) % made.reservation == 0:  # room for values is zeroed before its first use
+                        cleared.append(bench.run(clear(made, len(done) // made.reservation), cells))
+                        compared += cleared[-1].words
+                    program = lower(made, len(done), pending.pop(0))
+                    found = bench.run(program, cells, phase=(seed * 997 + 131 * len(done)) % timing.cycles("tREFI"))
                 except MismatchError as error:
                     mismatch = f"token {len(done)}: {error}"
                     break
                 done.append(found)
                 compared += found.words
+                begin = sum(one.system.cycles for one in (*cleared, *done[:-1]))
+                spans += [span._replace(start=span.start + begin, done=span.done + begin) for span in pim.spans_of(program, found.system)]
                 update(len(done), total)
                 if not pending and len(writer.ids) < tokens:
                     writer.token(found.index)
                     if found.index not in words.stop and len(writer.ids) < tokens:
                         pending.append(found.index)
-        predicted, measured = sum(one.predicted for one in done), sum(one.cycles for one in done)
+        predicted, measured = sum(one.predicted for one in (*cleared, *done)), sum(one.cycles for one in (*cleared, *done))
         rtl = RtlFigures(
             simulated=True,
             words_compared=compared,
@@ -150,7 +161,7 @@ def cosim(run: Run, *, seed: int, tokens: int, prompt: str, on_text: OnText | No
         update_with: dict[str, Any] = {"seed": seed, "rtl": rtl, "text": prompt + words.decode(writer.ids)}
         proven: dict[str, str] = {}
         if len(done) >= len(ids):
-            first = int(times[: len(ids)].sum())
+            first = int(times[: len(ids)].sum()) + sum(one.system.cycles for one in cleared[:1])
             update_with["prefill"] = PrefillFigures(tokens=len(ids), cycles=first, seconds=first * timing.clock_ns * 1e-9)
         if len(done) > len(ids):
             rest = times[len(ids) :]
@@ -164,6 +175,7 @@ def cosim(run: Run, *, seed: int, tokens: int, prompt: str, on_text: OnText | No
             proven = {field: "rtl" for field in ("prefill", "decode") if field in update_with}
         report = report.model_copy(update={**update_with, "provenance": {**report.provenance, "rtl": "rtl", **proven}})
         draft.write_report(report)
+        write_trace(draft.path / TRACE, spans, clock_hz=report.clock_hz, title=f"{made.shape.name} on {config.name}")
     if not rtl.proven:
         raise MismatchError(f"{run.path}: {mismatch or f'cycles {measured - predicted:+,} against the prediction'}")
     return report
@@ -202,7 +214,7 @@ def estimate(
         with create_run(out, command="estimate", config=sizes) as draft:
             draft.inputs |= {"model": facts(source, opened), "context": context}
             draft.write_report(found)
-            write_trace(draft.path / TRACE, pim.spans(token), clock_hz=found.clock_hz, title=f"{opened.name} on {sizes.name}")
+            write_trace(draft.path / TRACE, pim.spans_of(token.program, token.run), clock_hz=found.clock_hz, title=f"{opened.name} on {sizes.name}")
     return found
 
 
@@ -235,6 +247,8 @@ def _compiled(run: Run) -> tuple[PimConfig, "Partition"]:
         shape = GptShape.model_validate(run.manifest.inputs["model"]["shape"])
     except (KeyError, TypeError, ValidationError):
         raise LutraError(f"{run.path}: manifest.json holds no PIM configuration and GPT shape; make the run again") from None
+    if (run.path / TIMING).is_file():
+        config = config.model_copy(update={"timing": str(run.path / TIMING)})
     return config, partition(shape, config)
 
 

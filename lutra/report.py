@@ -98,7 +98,7 @@ LINES = (
     Line("Memory", "memory.bits_per_weight", "bits per useful weight", _short),
     Line("DRAM", "dram.row_hit_rate", "row hits", _percent),
     Line("DRAM", "dram.row_switches", "rows opened per channel", _whole, True),
-    Line("DRAM", "dram.idle_banks", "multiplications on padding", _percent),
+    Line("DRAM", "dram.idle_banks", "idle banks", _percent),
     Line("DRAM", "dram.capacity_bytes", "capacity", _scaled("B", 1024)),
     Line("DRAM", "dram.used_bytes", "used, room for keys and values included", _scaled("B", 1024)),
     Line("DRAM", "dram.fits", "fits", lambda fits: "yes" if fits else "NO: capacity ignored"),

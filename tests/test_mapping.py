@@ -432,8 +432,9 @@ def test_shipped_shapes() -> None:
 def test_large_shapes_compile_without_weights(name: str) -> None:
     change = {"tables": 32, "columns": 15, "lanes": 4, "vector_lanes": 8, "ring_rows": 8192, "max_tile_columns": 1024, "chunk": 32, "beat_bytes": 64}
     shape = open_model(name)
+    assert isinstance(shape, ModelShape)
     program = compile_model(shape, CoreConfig(**{**TINY, **change, "params_rows": 1024, "rope_rows": 1024, "program_words": 1024}))
-    assert isinstance(shape, ModelShape) and program.image is None
+    assert program.image is None
     assert sum(r.beats for r in program.regions if "weights" in r.name) * 64 * 8 / shape.ternary_weights < 1.8
 
 

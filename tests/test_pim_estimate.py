@@ -70,14 +70,26 @@ def test_gpt3_xl_is_near_its_row_bound(context: int, limit: float) -> None:
     assert found.counts[C.RDM] == found.counts[C.BIAS] > 0 and found.counts[C.WRA] > 0 and found.counts[C.WR] > 0
 
 
-def test_a_refreshed_token_of_gpt3_xl_is_quick() -> None:
-    """Context 1,024 with refresh in CPU time: placement, program, cycles and figures (1 s is the aim; 2 leave room for other processors)."""
+def refreshed_seconds() -> float:
+    """CPU time of GPT-3 XL at context 1,024 with refresh: placement, program, cycles and figures."""
     begin = time.process_time()
-    made = partition(named("gpt3-xl"), GPT, tokens=1024)
-    found = pim.token_time(made, AIM, 1024)
+    found = pim.token_time(partition(named("gpt3-xl"), GPT, tokens=1024), AIM, 1024)
     pim.report_of(found)
-    assert time.process_time() - begin < 2
+    seconds = time.process_time() - begin
     assert found.counts[C.REF] >= 8 * (found.cycles // AIM.cycles("tREFI") - 8)
+    return seconds
+
+
+def test_a_refreshed_token_of_gpt3_xl_is_quick() -> None:
+    """1 s is the aim, held in the soak; 2 leave room for other processors."""
+    assert refreshed_seconds() < 2
+
+
+@pytest.mark.soak
+def test_a_refreshed_token_of_gpt3_xl_takes_a_second_at_most(record_property: Callable[[str, object], None]) -> None:
+    seconds = min(refreshed_seconds() for _ in range(3))
+    record_property("seconds", round(seconds, 3))
+    assert seconds <= 1
 
 
 # where the time, the energy and the bytes go
@@ -133,7 +145,7 @@ def test_energy_and_pins_by_hand() -> None:
 
 def test_spans_lie_within_the_token() -> None:
     found = pim.token_time(partition(tiny(), SMALL, tokens=9), AIM, 9)
-    spans = list(pim.spans(found))
+    spans = list(pim.spans_of(found.program, found.run))
     assert len(spans) == len(found.program.instructions)
     assert all(0 <= span.start <= span.done <= found.cycles for span in spans)
     assert {span.name.split()[0] for span in spans} == {"embedding", "layers.0", "layers.1", "layers.2", "head"}

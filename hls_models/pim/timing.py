@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from lutra.hls_models.config import Config
 from lutra.hls_models.load import PRESETS, load_config, preset_names
 
-__all__ = ["OURS", "TIMING_PRESETS", "Parameter", "Timing", "load_timing", "timing_names"]
+__all__ = ["OURS", "TIMING_PRESETS", "Parameter", "Timing", "load_timing", "timing_file", "timing_names"]
 
 TIMING_PRESETS = PRESETS / "timing"
 OURS = "ours"
@@ -129,6 +129,11 @@ class Timing(Config):
 def timing_names() -> list[str]:
     """Names of the shipped timing presets."""
     return preset_names(TIMING_PRESETS)
+
+
+def timing_file(name_or_path: str | Path) -> Path:
+    """File of a preset's name; any other path as it is."""
+    return TIMING_PRESETS / f"{name_or_path}.yaml" if str(name_or_path) in timing_names() else Path(name_or_path)
 
 
 def load_timing(name_or_path: str | Path) -> Timing:

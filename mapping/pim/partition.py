@@ -165,9 +165,9 @@ def partition(shape: GptShape, config: PimConfig, *, tokens: int | None = None, 
     if reservation > buffer:
         unit = math.lcm(unit, buffer)
     if reservation < 1 or reservation % unit:
-        raise ModelError(
-            f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}; nearest legal value {max(1, reservation // unit) * unit}"
-        )
+        nearest = max(1, reservation // unit) * unit
+        cause = f" (a buffer of {config.columns} columns x {config.lanes} lanes holds {buffer} weights: columns must divide it)" if buffer % 1024 else ""
+        raise ModelError(f"{shape.name}: reservation must be a multiple of {unit} tokens, not {reservation}{cause}; nearest legal value {nearest}")
     steps = -(-wanted // reservation)
     values = steps * reservation * shape.layers * 2 * shape.query_columns * LANE_BITS // 8
     if values > config.capacity_bytes and not ignore_capacity:  # refused before it is placed: far too many tokens take far too long
