@@ -20,7 +20,7 @@ from lutra.hls_models.ternary.core_cycles import CoreTiming
 from lutra.hls_models.ternary.core_passes import PassTimes
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import LoadTarget, Unit
-from lutra.hls_models.ternary.linear import LinearRun
+from lutra.hls_models.ternary.linear import LinearCycles, LinearRun
 from lutra.hls_models.ternary.loader_timing import LoaderTiming
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.trits import RowLayout, decode_bytes, encode_bytes
@@ -29,9 +29,9 @@ from lutra.hls_models.ternary.vector_cycles import VectorTiming
 SOAK_TOPS = 6  # of two cores each
 
 
-def cores(number: int) -> list[core.Small]:
+def cores(number: int, seed: int = MASTER_SEED) -> list[core.Small]:
     """Two cores, the first with an int8 cache, the second with one of 16-bit floats."""
-    rng = np.random.default_rng([MASTER_SEED, number])
+    rng = np.random.default_rng([seed, number])
     return [core.small(rng, kv_format) for kv_format in get_args(KvFormat)]
 
 
@@ -196,6 +196,25 @@ def alone(one: core.Small, rng: np.random.Generator) -> None:
 def test_passes_together_are_passes_alone(rng: np.random.Generator, number: int) -> None:
     for one in cores(number):
         alone(one, rng)
+
+
+def test_passes_together_are_passes_alone_where_tiles_wait(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LINEAR has the sums of a tile before VECTOR takes them, two clocks after the last ones of the tile before: in few cores, of which this is one."""
+    step, ends, waited = LinearRun.step, dict[LinearRun, tuple[int, np.ndarray]](), 0
+
+    def watched(run: LinearRun, arrived: np.ndarray, ready: np.ndarray) -> LinearCycles:
+        nonlocal waited
+        tile, before = run.tile, ends.get(run)
+        result = step(run, arrived, ready)
+        if result.sums.shape[-1]:
+            if before is not None and before[0] != tile:
+                waited += int(((result.sums[:, 0] == before[1] + 2) & (ready == before[1] + 2)).sum())
+            ends[run] = tile, result.sums[:, -1]
+        return result
+
+    monkeypatch.setattr(LinearRun, "step", watched)
+    alone(cores(19, seed=1)[0], rng)
+    assert waited > 0
 
 
 @pytest.mark.soak
