@@ -5,6 +5,7 @@ python -m benchmarks                        all that need no file
 python -m benchmarks speed                  RTL, golden and cycle model of the tiny core
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
 python -m benchmarks pim                    PIM tokens: GPT-3 XL and its row bound, eight models, contexts, channels; writes docs/pim.md
+python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
@@ -22,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, blocks, minilm, pim, pim_accuracy, pim_functions, pim_page, pim_plots, speed
+from benchmarks import accuracy, blocks, minilm, pim, pim_accuracy, pim_functions, pim_page, pim_plots, pim_speed, speed
 from lutra.hls_models.errors import LutraError
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -41,6 +42,7 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": speed.measure,
     "blocks": blocks.count,
     "pim": pim.measure,
+    "pim_speed": pim_speed.measure,
     "pim_functions": pim_functions.measure,
 }
 """Benchmarks that need nothing but what is installed."""
