@@ -2,6 +2,7 @@
 """PIM tokens as figures: the row bound, where every nanosecond goes, energy and pins by hand, GPT-3 XL against its bound, refusals."""
 
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
