@@ -5,6 +5,7 @@ python -m benchmarks                        all that need no file
 python -m benchmarks speed                  RTL, golden and cycle model of the tiny core
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
 python -m benchmarks pim                    PIM tokens: GPT-3 XL and its row bound, eight models, contexts, channels; writes docs/pim.md
+python -m benchmarks pim_page               docs/pim.md and its plots once more, from the newest stored figures of `pim`
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
@@ -52,8 +53,19 @@ ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {"accuracy": accuracy.mea
 """Benchmarks of a text file: ``python -m benchmarks NAME TEXT``."""
 
 
+def draw_pim(path: Path) -> None:
+    """The PIM page and its plots from a stored result."""
+    stored = json.loads(path.read_text())
+    pim_plots.draw(stored, RESULTS)
+    (RESULTS.parent / "pim.md").write_text(pim_page.page(stored, stored["date"], stored["machine"]), encoding="utf-8")
+
+
 def main(arguments: list[str]) -> int:
     """Runs the named benchmarks, all that need no file if none is named; keeps each result in ``docs/results``."""
+    stored = sorted(RESULTS.glob("pim-2*.json"))
+    if arguments == ["pim_page"] and stored:
+        draw_pim(stored[-1])
+        return 0
     runs: dict[str, Callable[[], dict[str, Any]]] = {}
     if len(arguments) == 2 and arguments[0] in ON_TEXT:
         runs[arguments[0]] = partial(ON_TEXT[arguments[0]], Path(arguments[1]))
@@ -73,8 +85,7 @@ def main(arguments: list[str]) -> int:
         path = RESULTS / f"{name}-{today}.json"
         path.write_text(json.dumps({"benchmark": name, "date": today, "machine": about, **result}, indent=1) + "\n")
         if name == "pim":
-            pim_plots.draw(result, RESULTS)
-            (RESULTS.parent / "pim.md").write_text(pim_page.page(result, today, about), encoding="utf-8")
+            draw_pim(path)
             print(pim_page.tables(result))
         else:
             print(json.dumps(result, indent=1))

@@ -16,15 +16,17 @@ from lutra.hls_models.errors import ModelError
 from lutra.hls_models.load import load_config
 from lutra.hls_models.pim import in_order
 from lutra.hls_models.pim.config import PimConfig
+from lutra.hls_models.pim.system import SystemModel
 from lutra.hls_models.pim.timing import load_timing
 from lutra.mapping.catalogue import HERE
 from lutra.mapping.pim.costs import Costs
+from lutra.mapping.pim.lower import clear
 from lutra.mapping.pim.partition import chunk_columns, partition
 from lutra.mapping.pim.shape import GptShape
 from lutra.mapping.pim.trace import parse_trace
 from lutra.progress import step
 
-__all__ = ["CHANNELS", "CONTEXTS", "MODELS", "SCALING_CONTEXT", "Case", "cases", "layer_trace", "measure", "token"]
+__all__ = ["CHANNELS", "CONTEXTS", "MODELS", "SCALING_CONTEXT", "Case", "cases", "clearing", "layer_trace", "measure", "token"]
 
 MODELS = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl")
 CONTEXTS = (*(1 << i for i in range(11)), 2048, 4096, 8192)
@@ -148,22 +150,30 @@ def _in_order() -> dict[str, Any]:
     return {"rows": rows, "bound_cycles": bound, "cycles": cycles, "over_row_bound": {name: value / bound for name, value in cycles.items()}}
 
 
+def clearing() -> dict[str, Any]:
+    """Zeroing the values' room of one step of tokens of GPT-3 XL, refresh on: what no token's figures contain."""
+    config = load_config(PRESET, PimConfig)
+    made = partition(_shape(XL), config, tokens=1)
+    run = SystemModel(config, load_timing(config.timing), clear(made)).run()
+    return {"model": XL, "tokens": made.reservation, "cycles": run.cycles, "cycles_per_token": run.cycles / made.reservation}
+
+
 def measure(cores: int | None = None) -> dict[str, Any]:
     """Every case by group; ``seconds`` of wall-clock time on ``cores`` (default: all of them)."""
     begin, todo = time.perf_counter(), list(cases())
     found: list[dict[str, Any]] = []
     with step("timing tokens") as update, multiprocessing.get_context("spawn").Pool(cores or os.cpu_count()) as pool:
-        layer = pool.apply_async(_in_order)
+        layer, zeros = pool.apply_async(_in_order), pool.apply_async(clearing)
         for done, figures in enumerate(pool.imap(token, todo), 1):
             found.append(figures)
             update(done, len(todo))
-        in_turn = layer.get()
+        in_turn, cleared = layer.get(), zeros.get()
     groups: dict[str, list[dict[str, Any]]] = {}
     for figures in found:
         groups.setdefault(figures.pop("group"), []).append(figures)
     _efficiency(groups["scaling"])
     spent = {"seconds": round(time.perf_counter() - begin, 1), "cpu_seconds": round(sum(row.get("cpu_seconds", 0) for row in found), 1)}
-    return {**spent, "cores": cores or os.cpu_count(), "in_order_layer": in_turn, **groups}
+    return {**spent, "cores": cores or os.cpu_count(), "in_order_layer": in_turn, "clearing": cleared, **groups}
 
 
 def _efficiency(points: list[dict[str, Any]]) -> None:
