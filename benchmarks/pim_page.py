@@ -196,6 +196,10 @@ or {each:,.0f} per token: {100 * each / token:.2f} % of a token at context 1,024
 program of its own; its energy is not in the figures below either."""
 
 
+def _against(found: dict[tuple[Any, ...], Row], context: int) -> str:
+    return f"{found['16 accumulators', context]['cycles']:,d} instead of {found['8 accumulators', context]['cycles']:,d} cycles"
+
+
 def page(result: Row, date: str, machine: Row) -> str:
     """The whole page in Markdown."""
     found = _by(result["gpt3-xl"], "name", "context")
@@ -229,8 +233,12 @@ forbid. Without it context 1 takes {strict["cycles"]:,d} cycles instead of {one[
 *Assumption* `buffer_write_in_array_mode`: the global buffer is written in array mode, the open simulator does it in register mode. Without it context 1
 takes at most {late:,d} cycles ({late / (rows * unit):.3f}): the change back to array mode stands behind every buffer, and nothing hides it.
 
-More accumulators gain where outputs share a row (keys), and nothing where each fills one. Plain GDDR6 has slower columns and a row bound of its own,
-against which it stands here; its MAC timings are ours.
+More accumulators gain where outputs share a row (keys), and nothing where each fills one: batched read-outs spare mode changes, but those hid behind row
+switches. 16 accumulators are even slightly slower than 8: {_against(found, 1)} at context 1, {_against(found, 1024)}
+at context 1,024. Batches do not taper: the last of a chunk is as large as the others, its read-outs stand behind the chunk's last row with little to hide them, and the companion chip waits for all of them. With 16 a chunk of 16 groups (output, down) is read
+out in one such flush, with 8 half of it comes on the way. The cycles by which the mapping chooses batches leave the last flush out.
+
+Plain GDDR6 has slower columns and a row bound of its own, against which it stands here; its MAC timings are ours.
 
 {_layer(result)}
 
