@@ -235,8 +235,9 @@ takes at most {late:,d} cycles ({late / (rows * unit):.3f}): the change back to 
 
 More accumulators gain where outputs share a row (keys), and nothing where each fills one: batched read-outs spare mode changes, but those hid behind row
 switches. 16 accumulators are even slightly slower than 8: {_against(found, 1)} at context 1, {_against(found, 1024)}
-at context 1,024. Batches do not taper: the last of a chunk is as large as the others, its read-outs stand behind the chunk's last row with little to hide them, and the companion chip waits for all of them. With 16 a chunk of 16 groups (output, down) is read
-out in one such flush, with 8 half of it comes on the way. The cycles by which the mapping chooses batches leave the last flush out.
+at context 1,024. Batches do not taper: the last of a chunk is as large as the others, its read-outs stand behind the chunk's last row with little to hide
+them, and the companion chip waits for all of them. With 16 a chunk of 16 groups (output, down) is read out in one such flush, with 8 half of it comes on
+the way. The cycles by which the mapping chooses batches leave the last flush out.
 
 Plain GDDR6 has slower columns and a row bound of its own, against which it stands here; its MAC timings are ours.
 
