@@ -65,9 +65,7 @@ def any_config(config: str | Path | AnyConfig) -> AnyConfig:
     if isinstance(found, PimConfig):
         interval = load_timing(found.timing).cycles("tREFI")
         if found.refresh_phase > interval:
-            raise ConfigError(
-                f"config {found.name}: refresh_phase must be at most tREFI of {found.timing} ({interval} cycles), not {found.refresh_phase}"
-            )
+            raise ConfigError(f"config {found.name}: refresh_phase must be at most tREFI of {found.timing} ({interval} cycles), not {found.refresh_phase}")
     return found
 
 
