@@ -152,9 +152,11 @@ class CoreBench:
 
     def __init__(self, cores: Mapping[str, tuple[CoreSpec, int]]) -> None:
         self.specs = {name: spec for name, (spec, _) in cores.items()}
-        self._bench = Bench(", ".join(dict.fromkeys(spec.config.name for spec in self.specs.values())))
-        for name, (spec, beats) in cores.items():
-            self._bench.add(name, HostedSystem(OnChipSystem(spec, beats=1 << (beats - 1).bit_length(), file=f"{name}.hex")))
+        sizes = {name: 1 << (beats - 1).bit_length() for name, (_, beats) in cores.items()}
+        description = ["cores", [[name, sizes[name], spec.model_dump(mode="json")] for name, spec in self.specs.items()]]
+        self._bench = Bench(", ".join(dict.fromkeys(spec.config.name for spec in self.specs.values())), description=description)
+        for name, spec in self.specs.items():
+            self._bench.add(name, HostedSystem(OnChipSystem(spec, beats=sizes[name], file=f"{name}.hex")))
 
     def build(self, *, waves: bool = False) -> None:
         """Verilates the cores, or takes them from the cache."""

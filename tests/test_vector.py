@@ -54,7 +54,7 @@ def mean_of_160(gains: Any) -> Parameters:
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    built = Bench("vector")
+    built = Bench("vector", description=["vector", [config.model_dump(mode="json") for config in CONFIGS]])
     for i, config in enumerate(CONFIGS):
         built.add(f"c{i}", VectorUnit(config))
     built.build(optimization="-O0")

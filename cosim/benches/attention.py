@@ -52,7 +52,7 @@ def configurations(seed: int, count: int = 12) -> list[AttentionConfig]:
 
 
 def bench(configs: Sequence[AttentionConfig]) -> Bench:
-    out = Bench("attention")
+    out = Bench("attention", description=["attention", [config.model_dump(mode="json") for config in configs]])
     for i, config in enumerate(configs):
         out.add(f"c{i}", Attention(config))
     return out

@@ -178,7 +178,8 @@ def wide_bench() -> Bench:
 
 
 def _bench(settings: tuple[Setting, ...]) -> Bench:
-    made = Bench("pim controller")
+    sizes = [[one.config.model_dump(mode="json"), one.timing.model_dump(mode="json"), one.channel, one.cells, one.adjustable] for one in settings]
+    made = Bench("pim controller", description=["pim controller", sizes])
     for index, setting in enumerate(settings):
         made.add(f"c{index}", BenchChannel(setting))
     return made
