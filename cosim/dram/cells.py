@@ -94,7 +94,7 @@ def contents(device: Device, *, rows: int) -> str:
         cells = device.row(row)
         for bank in range(device.banks):
             lines.append(f"@{(bank * rows + row) * device.columns:x}")
-            lines += [column[::-1].astype(">u2").tobytes().hex() for column in cells[bank]]
+            lines.append(cells[bank, :, ::-1].astype(">u2").tobytes().hex("\n", 2 * device.lanes))
     return "\n".join(lines) + "\n"
 
 
