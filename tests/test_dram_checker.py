@@ -255,7 +255,10 @@ def test_reports_add_up(rng):
 def test_own_reading_of_the_presets(name):
     """Nanoseconds to clocks, by this model and by the one it checks."""
     ours, theirs = read_timing(TIMING_PRESETS / f"{name}.yaml"), load_timing(name)
-    assert {key: ours.cycles(key) for key in theirs.parameter_names()} == {key: theirs.cycles(key) for key in theirs.parameter_names()}
+    least = [key for key in theirs.parameter_names() if key != "tREFI"]
+    assert {key: ours.cycles(key) for key in least} == {key: theirs.cycles(key) for key in least}
+    interval = ours.ns["tREFI"] / ours.clock  # the one maximum: exact there, a whole number of clocks that is not more here
+    assert interval - 1 < theirs.cycles("tREFI") <= interval
     assert (ours.all_bank_write, ours.four_activate_window, ours.all_bank_exempt) == (
         theirs.all_bank_write,
         theirs.four_activate_window,
