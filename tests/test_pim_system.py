@@ -130,7 +130,6 @@ def tokens(bench: PimBench, seed: int, phases: list[int], **sizes: Any) -> dict[
         check(run)
         ids.append(run.index)
         rows.append(run.execution.logits)
-        cycles += run.cycles
         words, commands, refreshed = words + run.words, commands + run.commands, refreshed + refreshes(run)
         due += bench.config.channels * (run.system.cycles // interval)
     assert np.array_equal(np.stack(rows), Golden(model, made).logits(np.array(ids[:-1])).view(np.uint32))
