@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
 from lutra.hls_models.floats import FloatFormat
+from lutra.hls_models.ternary.memory import PORT_BYTES, MemoryConfig
 
 __all__ = ["CoreConfig", "KvFormat"]
 
@@ -39,7 +40,9 @@ class CoreConfig(Config):
     best: int = Field(8, ge=1, le=64, description="logits kept for the host, best first")
     queue: int = Field(4, ge=2, le=16, description="instructions queued per unit")
     program_words: int = Field(128, ge=16, le=4096, description="instructions the sequencer can hold")
-    memory_latency: int = Field(2, ge=2, le=64, description="clocks from a read request to its data, of weights and tables")
+    memory_latency: int = Field(2, ge=2, le=64, description="clocks from a read request to its data, of weights and tables on chip")
+    memory: MemoryConfig | None = Field(None, description="shared memory that holds model and cache; without it everything is on chip")
+    prefetch_beats: int = Field(2048, ge=1, description="beats of the next weights that are fetched before a layer's keys and values (shared memory)")
 
     @property
     def format(self) -> FloatFormat:
@@ -59,6 +62,10 @@ class CoreConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "CoreConfig":
         v = self.vector_lanes
+        if self.memory and self.memory.beat_bytes != self.beat_bytes:
+            raise ValueError(f"beat_bytes must be ports x {PORT_BYTES} = {self.memory.beat_bytes}, not {self.beat_bytes}")
+        if self.memory and self.kv_format != "int8":
+            raise ValueError(f"kv_format must be int8 where memory is shared, not {self.kv_format}")
         if self.beat_bytes % v:
             raise ValueError(f"beat_bytes must be a multiple of vector_lanes = {v}, not {self.beat_bytes}; nearest: {-(-self.beat_bytes // v) * v}")
         if self.beat_bytes < 3 * v:

@@ -53,6 +53,7 @@ class Semaphore(IntFlag):
     CODES = 1  # VECTOR -> LINEAR: int8 activations of the pass are stored
     FINAL = 2  # VECTOR -> HEAD: normalised codes of the last token are stored
     TOKEN = 4  # HEAD -> LOADER: the token that the next pass embeds is known
+    STORED = 8  # ATTEND -> LOADER: keys and values of the pass are in the shared memory (signalled before ATTEND's done)
 
 
 class LoadTarget(IntEnum):
@@ -61,15 +62,18 @@ class LoadTarget(IntEnum):
     ROPE = 2
     EMBED = 3
     HEAD = 4
+    KV = 5
 
 
 class LoadMode(IntEnum):
     """DIRECT: ``beats`` beats from ``address``. TOKEN: for each token of the pass ``beats`` beats from address + id * beats.
-    POSITION: tokens * beats beats from address + position * beats."""
+    POSITION: tokens * beats beats from address + position * beats. TILES: the key and value tiles of a pass (``KvLayout.order``), ``address`` being the
+    layer's first block."""
 
     DIRECT = 0
     TOKEN = 1
     POSITION = 2
+    TILES = 3
 
 
 class Source(IntEnum):
@@ -138,6 +142,7 @@ UNIT_FIELDS: dict[Unit, tuple[Field, ...]] = {
 PASS_FIELDS = (
     Field("tokens", 8, "tokens n of this pass"),
     Field("position", 16, "position of its first token"),
+    Field("serial", 1, "each token attends alone, as in decode: a pass that verifies drafted tokens"),
 )
 
 

@@ -45,6 +45,7 @@ class Load(NamedTuple):
     rows: int = 0
     tokens: int = 1
     position: int = 0
+    serial: int = 0
 
     @property
     def repetitions(self) -> int:
