@@ -51,7 +51,8 @@ def configurations(seed: int, count: int = 12) -> list[HeadConfig]:
     while len(found) < count:
         lanes = int(rng.choice([2, 4, 8]))
         beat = lanes * int(rng.integers(3, 24 // lanes + 1))
-        found.append(HeadConfig(beat_bytes=beat, vector_lanes=lanes, hidden=lanes * int(rng.integers(1, 24)), best=int(rng.integers(1, 7))))
+        one = HeadConfig(beat_bytes=beat, vector_lanes=lanes, hidden=lanes * int(rng.integers(1, 24)), best=int(rng.integers(1, 7)))
+        found.append(one.model_copy(update={"lanes": min(one.row_beats, int(rng.integers(1, 7)))}))
     return found
 
 
@@ -79,24 +80,30 @@ def case(config: HeadConfig, rng: np.random.Generator, instructions: int = 3) ->
     beats = config.hidden // config.vector_lanes
     for number in range(instructions):
         vocabulary = int(rng.choice([1, 2, config.best, int(rng.integers(1, 70))]))
-        count = int(rng.integers(number == 0, 4))
+        # A pass of ``count`` tokens; without codes the row stored last serves again (with lanes: that of a pass of as many tokens).
+        count = int(rng.integers(1 if number == 0 or config.lanes > 1 else 0, 4 + config.lanes))
+        serial = config.lanes > 1 and count <= config.lanes and bool(rng.integers(2))
         spread = int(rng.choice([2, 128]))  # narrow codes make ties
         if count:
             codes = rng.integers(-spread, spread, (count, config.hidden)).astype(np.int8)
             row_scales = rng.integers(0, 1 << 32, count, dtype=np.uint32)
         table = config.pack_table(rng.integers(-spread, spread, (vocabulary, config.hidden)).astype(np.int8), _scales(rng, vocabulary).view("<f4"))
-        ids, scores = config.choose(config.scores(codes[-1], *config.unpack_table(table)))
-        todo.append(HeadInstruction(vocabulary, config.row_beats))
+        chosen = [config.choose(one) for one in config.scores(codes, *config.unpack_table(table))]
+        ids, scores = chosen[-1]
+        told = slice(None) if serial else slice(-1, None)
+        todo.append(HeadInstruction(vocabulary, config.row_beats, max(count, 1), serial))
         stimuli.append(HeadStimulus(_gaps(rng, count * beats), int(rng.integers(0, 20)), _gaps(rng, vocabulary * config.row_beats)))
         one = np.ones(1, np.int64)
-        payloads["instr"].append(pack((one * vocabulary, 20), (one * config.row_beats, 16), (one * max(count, 1), 8), (one * number, 16)))
+        payloads["instr"].append(pack((one * vocabulary, 20), (one * config.row_beats, 16), (one * max(count, 1), 8), (one * number, 16), (one * serial, 1)))
         if count:
             last = np.tile(np.arange(beats) == beats - 1, count)
             junk = [rng.integers(0, 1 << bits, count * beats) for bits in (2, 8, 8, 1)]
+            junk[1] = np.repeat(np.arange(count), beats) if config.lanes > 1 else junk[1]
             fields = (codes.reshape(-1, config.vector_lanes), 8), (np.repeat(row_scales, beats), 32), (junk[0], 2), (junk[1], 8), (junk[2], 8)
             payloads["codes"].append(pack(*fields, (last, 1), (junk[3], 1)))
         payloads["rows"].append(pack((table.reshape(-1, config.beat_bytes), 8)))
-        payloads["token"].append(pack((ids[:1], 20), (scores[:1], 32), (row_scales[-1:], 32)))
+        tops = [np.array([one[i][0] for one in chosen[told]]) for i in range(2)]
+        payloads["token"].append(pack((tops[0], 20), (tops[1].astype(np.uint32), 32), (row_scales[told], 32)))
         payloads["best"].append(pack((ids, 20), (scores, 32)))
     ready = {name: trace(rng) for name in ("token", "best", "done")}
     offered, taken = config.cycles(todo, stimuli, ready)

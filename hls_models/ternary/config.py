@@ -25,6 +25,7 @@ class CoreConfig(Config):
     tables: int = Field(ge=1, le=256, description="lookup tables (T): T*G activations are consumed per k-block")
     columns: int = Field(ge=1, le=256, description="output columns looked up per clock (Q)")
     lanes: int = Field(1, ge=1, le=16, description="token lanes that share one index read (M)")
+    draft_lanes: int = Field(1, ge=1, le=16, description="tokens that a serial pass scores together: drafts verified per weight pass")
     vector_lanes: Literal[2, 4, 8, 16] = Field(4, description="element-wise lanes (V)")
     half_tables: bool = Field(True, description="tables of non-negative leading trit with a sign bit")
     allow_stalls: bool = Field(False, description="accept tiles in which lookups wait for table builds")
@@ -62,6 +63,9 @@ class CoreConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "CoreConfig":
         v = self.vector_lanes
+        if self.draft_lanes > min(self.lanes, self.chunk):
+            nearest = min(self.lanes, self.chunk)
+            raise ValueError(f"draft_lanes must be at most lanes = {self.lanes} and chunk = {self.chunk}, not {self.draft_lanes}; nearest: {nearest}")
         if self.memory and self.memory.beat_bytes != self.beat_bytes:
             raise ValueError(f"beat_bytes must be ports x {PORT_BYTES} = {self.memory.beat_bytes}, not {self.beat_bytes}")
         if self.memory and self.kv_format != "int8":

@@ -8,9 +8,12 @@ Times (handshake cycles unless said):
     codes    taken in any cycle in which no instruction runs; a row overwrites the one before
     instr i  -> rows from i+1, one beat per clock; codes again once the instruction ended
     last table beat r -> token from r + ``latency``: multiply 1 after the beat and code registers, adder tree ceil(log2 B), accumulate 1, IntToFloat,
-                FloatMul, candidate register 1, insertion 1
-    token t  -> best from t+1, min(k, vocabulary) beats; done from t+1
+                FloatMul, candidate register 1, insertion 1; with token lanes one more (their sums are latched) and the number of the last lane:
+                one float pipeline serves them in turn
+    token t  -> best from t+1, min(k, vocabulary) beats; done from t+1; in a serial pass a token per lane, t being the last
     next instruction (and codes) from max(last best, done) + 1
+
+Token lanes: row t of a pass's codes goes to lane min(t, lanes - 1). A serial pass of m tokens scores lanes 0 … m-1, any other only the last token's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +45,8 @@ class HeadInstruction(NamedTuple):
 
     vocabulary: int
     row_beats: int
+    tokens: int = 1
+    serial: int = 0
 
 
 class HeadStimulus(NamedTuple):
@@ -63,6 +68,7 @@ class HeadConfig(Config):
     vector_lanes: int = Field(ge=2, le=64, description="codes per beat of the vector unit (V)")
     hidden: int = Field(ge=2, le=1 << 16, description="codes of a row")
     best: int = Field(default=8, ge=1, le=64, description="scores kept, best first (k)")
+    lanes: int = Field(default=1, ge=1, le=16, description="tokens of a serial pass that share a table beat")
 
     @property
     def scale_units(self) -> int:
@@ -90,6 +96,14 @@ class HeadConfig(Config):
         beat, product, accumulator, candidate, insertion = 1, 1, 1, 1, 1
         return beat + product + self.tree_levels + accumulator + FLOAT_LATENCY["from_int"] + FLOAT_LATENCY["mul"] + candidate + insertion
 
+    def last_lane(self, tokens: int) -> int:
+        """Lane of a pass's last token."""
+        return min(tokens, self.lanes) - 1
+
+    def extra(self, tokens: int) -> int:
+        """Clocks beyond ``latency`` that the last score takes."""
+        return 0 if self.lanes == 1 else 1 + self.last_lane(tokens)
+
     @model_validator(mode="after")
     def _consistent(self) -> "HeadConfig":
         v, b = self.vector_lanes, self.beat_bytes
@@ -99,6 +113,8 @@ class HeadConfig(Config):
             raise ValueError(f"beat_bytes must be at least 3 * vector_lanes = {3 * v}, not {b}")
         if self.hidden % v:
             raise ValueError(f"hidden must be a multiple of vector_lanes = {v}, not {self.hidden}; nearest: {-(-self.hidden // v) * v}")
+        if self.lanes > self.row_beats:
+            raise ValueError(f"lanes of the head must be at most the {self.row_beats} beats of a table row, not {self.lanes}; nearest: {self.row_beats}")
         return self
 
     # Values
@@ -144,13 +160,15 @@ class HeadConfig(Config):
             offers["instr"] = np.array([stimulus.instr + (int(codes[-1]) if len(codes) else start) + 1])
             start = max(free, int(offers["instr"][0]))
             rows = handshakes(offers["rows"], start=start + 1)
-            token = int(traces["token"].next_ready(rows[-1] + self.latency))
+            scored = int(rows[-1]) + self.latency + self.extra(instruction.tokens)
+            tokens = handshakes(np.full(instruction.tokens if instruction.serial else 1, scored), traces["token"])
+            token = int(tokens[-1])
             best = handshakes(np.full(min(self.best, instruction.vocabulary), token + 1), traces["best"])
             done = int(traces["done"].next_ready(token + 1))
             free = max(int(best[-1]), done) + 1
             for name, cycles in offers.items():
                 offered[name].append(cycles)
-            for name, value in {"instr": start, "codes": codes, "rows": rows, "token": token, "best": best, "done": done}.items():
+            for name, value in {"instr": start, "codes": codes, "rows": rows, "token": tokens, "best": best, "done": done}.items():
                 taken[name].append(np.atleast_1d(np.asarray(value, np.int64)))
         offered_all, taken_all = ({name: np.concatenate(parts) for name, parts in ports.items()} for ports in (offered, taken))
         return offered_all, taken_all
@@ -174,8 +192,9 @@ class HeadTiming:
         """Handshake of an instruction offered from ``not_before`` on; its table rows are taken from one later, one per clock."""
         return np.maximum(np.asarray(not_before, np.int64), self.free)
 
-    def finish(self, vocabulary: int, last_row: ArrayLike) -> tuple[Cycles, Cycles]:
-        """(token, done) handshakes of the instruction whose last table beat was taken at ``last_row``."""
-        token = np.asarray(last_row, np.int64) + self.config.latency
+    def finish(self, vocabulary: int, last_row: ArrayLike, tokens: int = 1, *, serial: bool = False) -> tuple[Cycles, Cycles]:
+        """(last token, done) handshakes of the instruction whose last table beat was taken at ``last_row``; tokens of a serial pass come clock by clock."""
+        first = np.asarray(last_row, np.int64) + self.config.latency + self.config.extra(tokens)
+        token = first + tokens - 1 if serial else first
         self.free = token + 1 + min(self.config.best, vocabulary)
         return token, token + 1

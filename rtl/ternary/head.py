@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HEAD: int8 language-model head, greedy choice and the k best scores."""
 
-from amaranth import Cat, Module, Mux, Signal, Value, signed
+from amaranth import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -29,35 +29,39 @@ def _rank(score: Value) -> Value:
 
 
 class _Dot(wiring.Component):
-    """B multiply-accumulates per clock: codes (the code memory's output) times a table beat, summed over the beats of a row.
+    """B multiply-accumulates per clock and token lane: codes (the code memories' outputs) times a table beat, summed over the beats of a row.
 
-    Takes operands in every clock in which ``valid`` is 1; ``latency`` from operands to ``dot``: multiply, tree levels, accumulate. ``first`` starts a sum.
+    Takes operands in every clock in which ``valid`` is 1; ``latency`` from operands to ``dots``: multiply, tree levels, accumulate. ``first`` starts a sum.
     """
 
     def __init__(self, config: HeadConfig) -> None:
         self._config = config
         self.latency = 2 + config.tree_levels
-        lanes = data.ArrayLayout(signed(8), config.beat_bytes)
-        super().__init__({"codes": In(lanes), "row": In(lanes), "valid": In(1), "first": In(1), "dot": Out(signed(config.dot_bits))})
+        beat = data.ArrayLayout(signed(8), config.beat_bytes)
+        dots = data.ArrayLayout(signed(config.dot_bits), config.lanes)
+        super().__init__({"codes": In(data.ArrayLayout(beat, config.lanes)), "row": In(beat), "valid": In(1), "first": In(1), "dots": Out(dots)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        level: list[Value] = []
-        for i in range(self._config.beat_bytes):
-            product = Signal(signed(16), name=f"product_{i}", reset_less=True)
-            m.d.sync += product.eq(self.codes[i] * self.row[i])
-            level.append(product)
-        for depth in range(self._config.tree_levels):
-            sums: list[Value] = []
-            for i in range(0, len(level), 2):
-                pair = level[i : i + 2]
-                total = Signal(signed(17 + depth), name=f"sum_{depth}_{i // 2}", reset_less=True)
-                m.d.sync += total.eq(pair[0] + pair[1] if len(pair) == 2 else pair[0])
-                sums.append(total)
-            level = sums
-        first, valid = (_delay(m, name, value, 1 + self._config.tree_levels) for name, value in (("first", self.first), ("valid", self.valid)))
-        with m.If(valid):
-            m.d.sync += self.dot.eq(Mux(first, 0, self.dot) + level[0])
+        levels = self._config.tree_levels
+        first, valid = (_delay(m, name, value, 1 + levels) for name, value in (("first", self.first), ("valid", self.valid)))
+        for lane in range(self._config.lanes):
+            prefix = f"lane_{lane}_" if self._config.lanes > 1 else ""
+            level: list[Value] = []
+            for i in range(self._config.beat_bytes):
+                product = Signal(signed(16), name=f"{prefix}product_{i}", reset_less=True)
+                m.d.sync += product.eq(self.codes[lane][i] * self.row[i])
+                level.append(product)
+            for depth in range(levels):
+                sums: list[Value] = []
+                for i in range(0, len(level), 2):
+                    pair = level[i : i + 2]
+                    total = Signal(signed(17 + depth), name=f"{prefix}sum_{depth}_{i // 2}", reset_less=True)
+                    m.d.sync += total.eq(pair[0] + pair[1] if len(pair) == 2 else pair[0])
+                    sums.append(total)
+                level = sums
+            with m.If(valid):
+                m.d.sync += self.dots[lane].eq(Mux(first, 0, self.dots[lane]) + level[0])
         return m
 
 
@@ -93,7 +97,8 @@ class _Best(wiring.Component):
 
 
 class Head(wiring.Component):
-    """Scores every row of the table against the last row of codes: one beat of B multiply-accumulates per clock.
+    """Scores every row of the table against the last row of codes, or, in a serial pass, all rows of the pass: one beat of B multiply-accumulates per clock
+    and lane.
 
     Times in ``lutra.hls_models.ternary.head``. ``rows`` is taken in every clock of an instruction until its last beat; ``codes`` while none runs. The
     instruction must be offered after the last code of its pass was taken (semaphore FINAL).
@@ -104,11 +109,13 @@ class Head(wiring.Component):
 
     Members
     -------
-    instr : ``In(stream)`` of vocabulary, row_beats, tokens, position; the last two do not matter here. vocabulary >= 1.
-    codes : ``In(stream)`` of the vector unit's code beats; every row overwrites the one before, only codes, scale and ``last`` are looked at.
+    instr : ``In(stream)`` of vocabulary, row_beats, tokens, position, serial; with one lane the last three do not matter. vocabulary >= 1; a serial pass has
+        at most ``lanes`` tokens.
+    codes : ``In(stream)`` of the vector unit's code beats; row t is kept in lane min(t, lanes - 1), which it overwrites; only codes, scale, token and ``last``
+        are looked at.
     rows : ``In(stream)`` of table beats.
-    token : ``Out(stream)`` of id, score and activation_scale, one per instruction.
-    best : ``Out(stream)`` of id, score: min(k, vocabulary) per instruction, best first; a slow sink delays only the next instruction.
+    token : ``Out(stream)`` of id, score and activation_scale, one per instruction, or one per token of a serial pass, in order.
+    best : ``Out(stream)`` of id, score: min(k, vocabulary) of the last token, best first; a slow sink delays only the next instruction.
     done : ``Out(stream)``, one beat (0) per instruction, offered once ``token`` is taken.
     """
 
@@ -143,28 +150,8 @@ class Head(wiring.Component):
         m.submodules.to_float = to_float = IntToFloat(width=config.dot_bits, format=FP32)
         m.submodules.scaled = scaled = FloatMul(a_format=FP32, b_format=FP32, format=FP32)
         m.submodules.best_list = best = _Best(config)
-        m.submodules.code_store = codes = memory.Memory(shape=8 * config.beat_bytes, depth=config.row_beats, init=[])
-        store, fetch = codes.write_port(granularity=8 * config.vector_lanes), codes.read_port()
-
-        # Codes stand as in a table row: behind the scale's units, which stay zero like the padding at the end.
-        units = config.beat_bytes // config.vector_lanes
-        unit, place = Signal(range(units), init=config.scale_units), Signal(range(config.row_beats))
-        activation_scale = Signal(32, reset_less=True)
         idle = Signal()
-        m.d.comb += [
-            self.codes.ready.eq(idle),
-            store.addr.eq(place),
-            store.data.eq(self.codes.payload.codes.as_value().replicate(units)),
-            store.en.eq(Mux(self.codes.valid & idle, 1 << unit, 0)),
-        ]
-        with m.If(self.codes.valid & idle):
-            m.d.sync += activation_scale.eq(self.codes.payload.scale)
-            with m.If(self.codes.payload.last):
-                m.d.sync += [unit.eq(config.scale_units), place.eq(0)]
-            with m.Elif(unit == units - 1):
-                m.d.sync += [unit.eq(0), place.eq(place + 1)]
-            with m.Else():
-                m.d.sync += unit.eq(unit + 1)
+        fetches, activation_scales = self._codes(m, idle)
 
         # A table beat and the codes that it meets reach the multipliers together, one clock after the handshake.
         rows_left, beat, last_beat = Signal(20, reset_less=True), Signal(16, reset_less=True), Signal(16, reset_less=True)
@@ -175,15 +162,13 @@ class Head(wiring.Component):
             taken.eq(self.rows.valid & self.rows.ready),
             row_end.eq(beat == last_beat),
             instruction_end.eq(rows_left == 1),
-            fetch.addr.eq(beat),
-            dot.codes.eq(fetch.data),
             dot.row.eq(row),
             dot.valid.eq(arrived),
             dot.first.eq(first),
-            to_float.a.eq(dot.dot),
             scaled.a.eq(to_float.y),
-            scaled.b.eq(_delay(m, "scale", scale, dot.latency + to_float.latency)),
         ]
+        for lane, fetch in enumerate(fetches):
+            m.d.comb += [fetch.addr.eq(beat), dot.codes[lane].eq(fetch.data)]
         m.d.sync += [row.eq(self.rows.payload), arrived.eq(taken), first.eq(beat == 0), ended.eq(taken & row_end), final.eq(instruction_end)]
         with m.If(taken):
             m.d.sync += beat.eq(Mux(row_end, 0, beat + 1))
@@ -192,20 +177,49 @@ class Head(wiring.Component):
             with m.If(row_end):
                 m.d.sync += rows_left.eq(rows_left - 1)
 
-        # Scores come in order of their ids.
+        # Scores come in order of their ids, those of a row lane by lane: ``insert`` goes with lane 0, ``last_score`` with the last of all.
+        lane_bits = range(max(2, config.lanes))
+        last_lane, lane, serial = Signal(lane_bits), Signal(lane_bits), Signal()
         clocks = dot.latency + to_float.latency + scaled.latency + 1
+        if config.lanes == 1:
+            m.d.comb += [to_float.a.eq(dot.dots[0]), scaled.b.eq(_delay(m, "scale", scale, dot.latency + to_float.latency))]
+        else:
+            clocks += 1
+            complete, row_scale = _delay(m, "complete", ended, dot.latency, reset_less=False), _delay(m, "scale", scale, dot.latency)
+            held = Signal(32, reset_less=True)
+            with m.If(complete):  # it serves all lanes
+                m.d.sync += held.eq(row_scale)
+            m.d.comb += [to_float.a.eq(self._turns(m, dot, complete)), scaled.b.eq(_delay(m, "held", held, to_float.latency))]
         insert = _delay(m, "insert", ended, clocks, reset_less=False)
-        last_insert = _delay(m, "last", final, clocks) & insert
+        last_row = _delay(m, "last", final, clocks)
         candidate, score = Signal(20, reset_less=True), Signal(32, reset_less=True)
-        m.d.comb += [best.insert.eq(insert), best.candidate.id.eq(candidate), best.candidate.score.eq(score)]
         m.d.sync += score.eq(scaled.y)
-        with m.If(insert):
+        m.d.comb += [best.candidate.id.eq(candidate), best.candidate.score.eq(score)]
+
+        top, last_score = Signal(best.entry), Signal()
+        if config.lanes == 1:
+            m.d.comb += [best.insert.eq(insert), last_score.eq(insert & last_row), top.eq(best.first)]
+            row_through = insert
+        else:
+            scored, ends = [insert], [last_row]
+            for i in range(1, config.lanes):
+                scored.append(_delay(m, f"scored_{i}", scored[-1], 1, reset_less=False))
+                ends.append(_delay(m, f"end_{i}", ends[-1], 1))
+            row_through = scored[-1]
+            tops = [Signal(best.entry, name=f"top_{i}", reset_less=True) for i in range(config.lanes)]
+            rank = _rank(score)
+            for i, entry in enumerate(tops):
+                with m.If(scored[i] & ((candidate == 0) | (rank > _rank(entry.score)))):
+                    m.d.sync += entry.eq(best.candidate)
+            here, end = (Cat(bits).bit_select(last_lane, 1) for bits in (scored, ends))
+            m.d.comb += [best.insert.eq(here), last_score.eq(here & end), top.eq(Array(tops)[lane])]
+        with m.If(row_through):
             m.d.sync += candidate.eq(candidate + 1)
 
         m.d.comb += [
-            self.token.payload.id.eq(best.first.id),
-            self.token.payload.score.eq(best.first.score),
-            self.token.payload.activation_scale.eq(activation_scale),
+            self.token.payload.id.eq(top.id),
+            self.token.payload.score.eq(top.score),
+            self.token.payload.activation_scale.eq(Array(activation_scales)[lane] if config.lanes > 1 else activation_scales[0]),
             self.best.payload.eq(best.first),
         ]
         with m.If(self.done.ready):
@@ -214,21 +228,68 @@ class Head(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += [idle.eq(1), self.instr.ready.eq(1)]
                 m.d.sync += [rows_left.eq(self.instr.payload.vocabulary), last_beat.eq(self.instr.payload.row_beats - 1), beat.eq(0), candidate.eq(0)]
+                if config.lanes > 1:
+                    tokens = self.instr.payload.tokens
+                    last = Mux(tokens > config.lanes, config.lanes - 1, tokens - 1)
+                    m.d.sync += [last_lane.eq(last), serial.eq(self.instr.payload.serial), lane.eq(Mux(self.instr.payload.serial, 0, last))]
                 with m.If(self.instr.valid):
                     m.next = "ROWS"
             with m.State("ROWS"):
                 m.d.comb += self.rows.ready.eq(1)
                 with m.If(taken & row_end & instruction_end):
                     m.next = "DRAIN"
-            with m.State("DRAIN"), m.If(last_insert):
+            with m.State("DRAIN"), m.If(last_score):
                 m.next = "TOKEN"
             with m.State("TOKEN"):
                 m.d.comb += self.token.valid.eq(1)
                 with m.If(self.token.ready):
-                    m.d.sync += self.done.valid.eq(1)
-                    m.next = "BEST"
+                    with m.If(~serial | (lane == last_lane)):
+                        m.d.sync += self.done.valid.eq(1)
+                        m.next = "BEST"
+                    with m.Else():
+                        m.d.sync += lane.eq(lane + 1)
             with m.State("BEST"):
                 m.d.comb += [self.best.valid.eq(best.valid), best.shift.eq(best.valid & self.best.ready)]
                 with m.If((~best.valid | (best.shift & ~best.more)) & (~self.done.valid | self.done.ready)):
                     m.next = "IDLE"
         return m
+
+    def _codes(self, m: Module, idle: Signal) -> tuple[list[memory.ReadPort], list[Signal]]:
+        """Code memories of the lanes, and the activation scales of what they hold. Codes stand as in a table row: behind the scale's units, which stay zero
+        like the padding at the end."""
+        config, payload = self._config, self.codes.payload
+        units = config.beat_bytes // config.vector_lanes
+        unit, place = Signal(range(units), init=config.scale_units), Signal(range(config.row_beats))
+        taken, fetches, scales = self.codes.valid & idle, [], []
+        for lane in range(config.lanes):
+            suffix = f"_{lane}" if config.lanes > 1 else ""
+            mine = (payload.token >= lane if lane == config.lanes - 1 else payload.token == lane) if config.lanes > 1 else 1
+            codes = m.submodules[f"code_store{suffix}"] = memory.Memory(shape=8 * config.beat_bytes, depth=config.row_beats, init=[])
+            store = codes.write_port(granularity=8 * config.vector_lanes)
+            scale = Signal(32, name=f"activation_scale{suffix}", reset_less=True)
+            m.d.comb += [
+                store.addr.eq(place),
+                store.data.eq(payload.codes.as_value().replicate(units)),
+                store.en.eq(Mux(taken & mine, 1 << unit, 0)),
+            ]
+            with m.If(taken & mine):
+                m.d.sync += scale.eq(payload.scale)
+            fetches.append(codes.read_port())
+            scales.append(scale)
+        m.d.comb += self.codes.ready.eq(idle)
+        with m.If(taken):
+            with m.If(payload.last):
+                m.d.sync += [unit.eq(config.scale_units), place.eq(0)]
+            with m.Elif(unit == units - 1):
+                m.d.sync += [unit.eq(0), place.eq(place + 1)]
+            with m.Else():
+                m.d.sync += unit.eq(unit + 1)
+        return fetches, scales
+
+    def _turns(self, m: Module, dot: _Dot, complete: Value) -> Value:
+        """The lanes' sums of a row, one per clock from the clock after ``complete``; a row has at least as many beats as there are lanes."""
+        held = [Signal(signed(self._config.dot_bits), name=f"sum_held_{i}", reset_less=True) for i in range(self._config.lanes)]
+        for i, register in enumerate(held):
+            behind = held[i + 1] if i + 1 < len(held) else register
+            m.d.sync += register.eq(Mux(complete, dot.dots[i], behind))
+        return held[0]
