@@ -37,7 +37,8 @@ class NgramDrafts:
 
     def propose(self, count: int) -> list[int]:
         """At most ``count`` tokens that may follow; drafts that run into the end of the text go on from the n-gram that they make."""
-        tail, out = list(self._text[-self._lengths[0] :]), []
+        tail = self._text[-self._lengths[0] :]
+        out: list[int] = []
         while len(out) < count:
             place = next((self._after[key] for n in self._lengths if n <= len(tail) and (key := tuple(tail[-n:])) in self._after), None)
             if place is None:
