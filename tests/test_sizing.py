@@ -96,5 +96,5 @@ def test_aspects():
 
 
 def test_no_ultra_ram_on_ecp5():
-    with pytest.raises(ConfigError, match="ring_ram: ultra needs a device with UltraRAM"):
+    with pytest.raises(ConfigError, match="device_ram: ultra needs a device with UltraRAM"):
         linear_memories("ecp5", *_configs(5, 6, 1, 4100, ring="ultra"))

@@ -41,6 +41,7 @@ class CoreConfig(Config):
     best: int = Field(8, ge=1, le=64, description="logits kept for the host, best first")
     queue: int = Field(4, ge=2, le=16, description="instructions queued per unit")
     program_words: int = Field(128, ge=16, le=4096, description="instructions the sequencer can hold")
+    device_ram: Literal["block", "ultra"] = Field("block", description="deep buffers: block RAM, or UltraRAM where the device has it")
     memory_latency: int = Field(2, ge=2, le=64, description="clocks from a read request to its data, of weights and tables on chip")
     memory: MemoryConfig | None = Field(None, description="shared memory that holds model and cache; without it everything is on chip")
     prefetch_beats: int = Field(2048, ge=1, description="beats of the next weights that are fetched before a layer's keys and values (shared memory)")

@@ -67,13 +67,21 @@ class CoreSpec(Config):
             max_k=self.widest_input,
             max_tile_columns=c.max_tile_columns,
             allow_stalls=c.allow_stalls,
+            activation_ram=c.device_ram,
         )
 
     @cached_property
     def weights(self) -> WeightPathConfig:
         c = self.config
         return WeightPathConfig(
-            group=c.group, tables=c.tables, columns=c.columns, lanes=c.lanes, half_tables=c.half_tables, beat_bytes=c.beat_bytes, ring_rows=c.ring_rows
+            group=c.group,
+            tables=c.tables,
+            columns=c.columns,
+            lanes=c.lanes,
+            half_tables=c.half_tables,
+            beat_bytes=c.beat_bytes,
+            ring_rows=c.ring_rows,
+            ring_ram=c.device_ram,
         )
 
     @cached_property
@@ -93,6 +101,7 @@ class CoreSpec(Config):
             rope_rows=c.rope_rows,
             max_groups=shape.heads + 2 * shape.kv_heads,
             kv_format=c.kv_format,
+            buffer_ram=c.device_ram,
         )
 
     @cached_property

@@ -4,7 +4,7 @@
 | memory | bits of a row | rows | ports | kind |
 |---|---|---|---|---|
 | weight ring | T * Q * index bits | ring_rows | 1 write, 1 read | block RAM (or UltraRAM) |
-| activations | T * G * activation bits | max_tokens * max_blocks | 1 write, 1 read | block RAM |
+| activations | T * G * activation bits | max_tokens * max_blocks | 1 write, 1 read | block RAM (or UltraRAM) |
 | table t (T of them) | M * value bits | 2 sets of a power of two | 1 write, Q reads | LUT-RAM |
 | running sums | M * Q * accumulator bits | ceil(max_tile_columns / Q) | read and written at one address | LUT-RAM |
 | drain bank | as running sums | as running sums | 1 write, 1 read | LUT-RAM or block RAM |
@@ -20,7 +20,7 @@ from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.weights import WeightPathConfig
 
-__all__ = ["LUTS", "Family", "Primitives", "block_ram", "linear_memories", "lut_ram", "total", "ultra_ram"]
+__all__ = ["LUTS", "Family", "Primitives", "block_ram", "linear_memories", "lookup_memories", "lut_ram", "styled_ram", "total", "ultra_ram"]
 
 Family = Literal["ecp5", "xcup"]
 Primitives = dict[str, int]
@@ -73,7 +73,7 @@ def block_ram(family: Family, width: int, depth: int) -> Primitives:
 def ultra_ram(family: Family, width: int, depth: int) -> Primitives:
     """UltraRAMs of 72 x 4,096; ConfigError on a family without."""
     if family != "xcup":
-        raise ConfigError(f"ring_ram: ultra needs a device with UltraRAM (xcup), not {family}; nearest: block")
+        raise ConfigError(f"device_ram: ultra needs a device with UltraRAM (xcup), not {family}; nearest: block")
     return {"URAM288": _cover(width, depth, ((72, 4096),))}
 
 
@@ -104,15 +104,25 @@ def total(parts: dict[str, Primitives]) -> Primitives:
     return out
 
 
-def linear_memories(family: Family, config: TlmmConfig, weights: WeightPathConfig) -> dict[str, Primitives]:
-    """Primitives of each memory of weight path and LINEAR."""
+def styled_ram(family: Family, style: str, width: int, depth: int) -> Primitives:
+    """A memory with one write and one read port, in "block", "ultra" or "distributed" RAM."""
+    if style == "distributed":
+        return lut_ram(family, width, depth)
+    return (ultra_ram if style == "ultra" else block_ram)(family, width, depth)
+
+
+def lookup_memories(family: Family, config: TlmmConfig) -> dict[str, Primitives]:
+    """Primitives of each memory of LINEAR."""
     sums = config.lanes * config.columns * config.accumulator_bits
-    ring = ultra_ram if weights.ring_ram == "ultra" else block_ram
     table = lut_ram(family, config.lanes * config.value_bits, 2 << config.entry_bits, config.columns)
     return {
-        "ring": ring(family, weights.row_bits, weights.ring_rows),
-        "activations": block_ram(family, config.block * config.activation_bits, config.max_tokens * config.max_blocks),
+        "activations": styled_ram(family, config.activation_ram, config.block * config.activation_bits, config.max_tokens * config.max_blocks),
         "tables": {name: count * config.tables for name, count in table.items()},
         "running": update_ram(family, sums, config.tile_rows),
-        "drain": (block_ram if config.drain_ram == "block" else lut_ram)(family, sums, config.tile_rows),
+        "drain": styled_ram(family, config.drain_ram, sums, config.tile_rows),
     }
+
+
+def linear_memories(family: Family, config: TlmmConfig, weights: WeightPathConfig) -> dict[str, Primitives]:
+    """Primitives of each memory of weight path and LINEAR."""
+    return {"ring": styled_ram(family, weights.ring_ram, weights.row_bits, weights.ring_rows), **lookup_memories(family, config)}

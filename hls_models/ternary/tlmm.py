@@ -31,6 +31,7 @@ class TlmmConfig(Config):
     max_k: int = Field(ge=1, description="inputs of the longest matrix, e.g. 384")
     max_tile_columns: int = Field(ge=1, description="columns of the widest tile, e.g. 400")
     allow_stalls: bool = Field(default=False, description="accept tiles so narrow that lookups wait for table builds")
+    activation_ram: Literal["block", "ultra"] = Field(default="block", description="memory of the activations: block RAM, or UltraRAM where the device has it")
     drain_ram: Literal["block", "distributed"] = Field(default="distributed", description="memory of finished sums: block RAM or LUT-RAM")
 
     @model_validator(mode="after")

@@ -80,6 +80,7 @@ class VectorConfig(Config):
     dividers: int = Field(default=4, ge=1, le=8, description="serial dividers: groups whose 127/a is under way")
     max_groups: int = Field(default=8, ge=1, le=256, description="requantisation groups of a row")
     kv_format: KvFormat = Field(default="int8", description="what ATTEND takes")
+    buffer_ram: Literal["block", "ultra"] = Field(default="block", description="memory of U and X: block RAM, or UltraRAM where the device has it")
 
     @model_validator(mode="after")
     def _consistent(self) -> "VectorConfig":

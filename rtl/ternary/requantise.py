@@ -13,7 +13,7 @@ from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatConvert, FloatDivSqrt, FloatMul, FloatToInt
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.vector_control import job_layout, wrap
-from lutra.rtl.ternary.vector_datapath import delay
+from lutra.rtl.ternary.vector_datapath import buffer_attributes, delay
 
 __all__ = ["Codes", "Dividers", "Scaler", "codes_layout"]
 
@@ -282,7 +282,7 @@ class Codes(wiring.Component):
         m = Module()
         config, job, F, v = self._config, self.job, self._config.format, self._config.lanes
         stride = config.max_columns // v
-        m.submodules.u = memory = Memory(shape=F.bits * v, depth=config.max_tokens * stride, init=[])
+        m.submodules.u = memory = Memory(shape=F.bits * v, depth=config.max_tokens * stride, init=[], attrs=buffer_attributes(config))
         write, read = memory.write_port(), memory.read_port()
         m.d.comb += [write.en.eq(self.u_write.enable), write.addr.eq(self.u_write.row), write.data.eq(self.u.as_value())]
 

@@ -50,7 +50,7 @@ class Activations(wiring.Component):
         config = self.config
         bits = config.activation_bits
         m.submodules.gearbox = gearbox = Gearbox(shape=bits, inputs=config.vector_lanes, outputs=config.block)
-        m.submodules.buffer = buffer = OneReadRam(width=config.block * bits, depth=self.depth, style="block")
+        m.submodules.buffer = buffer = OneReadRam(width=config.block * bits, depth=self.depth, style=config.activation_ram)
         write_address = Signal.like(buffer.write_address)
         m.d.comb += [
             gearbox.input.valid.eq(self.codes.valid),

