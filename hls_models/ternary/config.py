@@ -21,6 +21,7 @@ class CoreConfig(Config):
     target: Literal["ternary"] = "ternary"
     name: str = Field(description="name that reports carry")
     clock_hz: float = Field(gt=0, description="clock that reports turn cycles into seconds with")
+    device: str | None = Field(None, description="FPGA board whose totals the core is held against (a name that `lutra presets` lists); none: no check")
     group: int = Field(3, ge=2, le=5, description="trits per table (G)")
     tables: int = Field(ge=1, le=256, description="lookup tables (T): T*G activations are consumed per k-block")
     columns: int = Field(ge=1, le=256, description="output columns looked up per clock (Q)")
