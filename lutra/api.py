@@ -31,12 +31,14 @@ from lutra.inputs import (
     read_text,
     shape_of,
     tokenizer,
+    within,
 )
 from lutra.progress import step
 from lutra.runs import Run, create_run, open_run, update_run, write_whole
 from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
+    from lutra.exploration import Exploration
     from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
@@ -50,6 +52,7 @@ __all__ = [
     "demo",
     "estimate",
     "evaluate",
+    "explore",
     "pim_trace",
     "report",
     "reports",
@@ -191,10 +194,7 @@ def estimate(
 
     prompt = 128 if prompt is None else prompt
     source, opened = open_named(model, sizes, shape_only=True)
-    rows, limit = prompt + 1 if context is None else context, shape_of(opened).context
-    for name, value in (("prompt", prompt), ("context", rows)):
-        if not 1 <= value <= limit:
-            raise ConfigError(f"{name} must be 1 to {limit} tokens, the context of {shape_of(opened).name}, not {value}")
+    rows = within(shape_of(opened), prompt, context)
     spec = _spec(sizes, shape_of(opened))
     with step("compiling the program"):
         program = engine.compile_program(shape_of(opened), sizes)
@@ -256,6 +256,40 @@ def evaluate(
         write_whole(Path(logits), write)
     agreement = float((golden.argmax(1) == reference.argmax(1)).mean())
     return Evaluation(len(tokens), loss_of(golden, tokens), loss_of(reference, tokens), agreement)
+
+
+def explore(
+    model: str | Path,
+    device: str | Path = "kv260",
+    *,
+    goal: str = "decode",
+    prompt: int = 128,
+    context: int | None = None,
+    budget: int = 128,
+    seed: int = 1,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    limit: float | None = None,
+    config: str | Path | CoreConfig | None = None,
+    out: str | Path | None = None,
+) -> "Exploration":
+    """Searches the sizes of a core under a device's resources; the Pareto front of the goal and the largest share of the device.
+
+    Parameters
+    ----------
+    goal : decode, ttft, bytes; energy is read as bytes: an FPGA's joules have no measured source
+    prompt, context : as for ``estimate``
+    budget : evaluations by the exact cycle model, at most; equal seed and budget give equal results, whatever the workers
+    jobs, scheduler : processes on this machine (default: all cores), or a Dask scheduler's address
+    limit : share of every total that a core may take, in place of the device's
+    config : what the search starts from, in place of the device's preset
+    out : run folder for explore.json and explore.svg
+    """
+    from lutra.exploration.command import explore as search
+
+    return search(
+        model, device, goal=goal, prompt=prompt, context=context, budget=budget, seed=seed, jobs=jobs, scheduler=scheduler, limit=limit, config=config, out=out
+    )
 
 
 def demo(out: str | Path = "runs/demo", *, prompt: str | None = None, tokens: int = 80, seed: int = 1, on_text: OnText | None = None) -> Report:

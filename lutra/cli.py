@@ -118,6 +118,46 @@ def estimate(
     _show_report(found, out, as_json)
 
 
+@app.command(
+    epilog=_examples(
+        "lutra explore bitnet-0.73b --device kv260 -o runs/search", "lutra explore bitnet-2b4t --goal ttft --budget 64 --scheduler tcp://host:8786"
+    )
+)
+def explore(
+    model: Model,
+    device: Annotated[str, typer.Option(metavar="D", help="A shipped device's name or a YAML file.")] = "kv260",
+    goal: Annotated[
+        str,
+        typer.Option(metavar="decode|ttft|bytes|energy", help="What is minimised; energy is read as bytes moved: an FPGA's joules have no measured source."),
+    ] = "decode",
+    prompt: Annotated[int, typer.Option(metavar="P", help="Tokens to prefill.", min=1)] = 128,
+    context: Annotated[int | None, typer.Option(metavar="N", help="Context of the decoded token, itself included.", show_default="P + 1", min=1)] = None,
+    budget: Annotated[int, typer.Option(help="Cores that are counted exactly, at most.", min=1)] = 128,
+    seed: Annotated[int, typer.Option(help="Of what is drawn; equal seeds and budgets give equal results.", min=0)] = 1,
+    scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask scheduler: on its machines.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes.", show_default="all cores", min=1)] = None,
+    limit: Annotated[float | None, typer.Option(help="Share of every total of the device that a core may take.", show_default="the device's")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", metavar="C", help="Where the search starts.", show_default="the device's preset")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Searches array, lanes, buffers and ports under a device's resources; prints the Pareto front."""
+    from lutra import api
+
+    found = api.explore(
+        model, device, goal=goal, prompt=prompt, context=context, budget=budget, seed=seed, jobs=jobs, scheduler=scheduler, limit=limit, config=config, out=out
+    )
+    if as_json:
+        return _print_json({**({"run": str(out)} if out else {}), **found.facts()})
+    from lutra.exploration.output import table
+
+    if goal == "energy":
+        print("energy: read as bytes moved per token; the joules of an FPGA have no measured source")
+    _console().print(table(found))
+    if out:
+        print(f"\n{out}: explore.json, explore.svg")
+
+
 def _numbers(name: str, text: str) -> list[int]:
     """1,2,4 as numbers."""
     try:

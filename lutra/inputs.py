@@ -32,6 +32,7 @@ __all__ = [
     "read_text",
     "shape_of",
     "tokenizer",
+    "within",
 ]
 
 AnyConfig = CoreConfig | PimConfig
@@ -135,6 +136,15 @@ def check_length(context: int, prompt: int, tokens: int) -> None:
         room = context - prompt + 1
         hint = f"; at most {room} after this prompt" if room > 0 else "; shorten the prompt"
         raise ModelError(f"prompt of {prompt} tokens and {tokens} more must fit the context of {context}{hint}")
+
+
+def within(shape: Any, prompt: int, context: int | None) -> int:
+    """The context (default: the first token after the prompt); both must lie within the model's."""
+    rows = prompt + 1 if context is None else context
+    for name, value in (("prompt", prompt), ("context", rows)):
+        if not 1 <= value <= shape.context:
+            raise ConfigError(f"{name} must be 1 to {shape.context} tokens, the context of {shape.name}, not {value}")
+    return rows
 
 
 def read_text(path: Path) -> str:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices as data: what an FPGA board has, how much of it a core may take, and which sizes a search varies. One YAML file per device, or a user's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from lutra.hls_models.config import Config
+from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.load import load_config, nearest, preset_names
+
+__all__ = ["Device", "DeviceMemory", "Excess", "device_names", "load_device"]
+
+HERE = Path(__file__).parent
+Kind = Literal["lut", "lutram", "ff", "bram36", "bram18", "uram", "dsp"]
+Choice = int | bool
+
+
+class DeviceMemory(Config):
+    """The memory beside the FPGA."""
+
+    bytes: float = Field(gt=0, description="what model, keys and values may fill")
+    peak_bytes_per_second: float = Field(gt=0, description="of the memory's pins")
+    proven_bytes_per_second: float = Field(gt=0, description="reached by a published design")
+    proven_by: str
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A total that a core exceeds."""
+
+    kind: str
+    used: float
+    allowed: float
+    total: float
+
+    def __str__(self) -> str:
+        share = f"{100 * self.allowed / self.total:.0f} % of {self.total:,.0f}" if self.allowed < self.total else "all there are"
+        return f"{self.kind} {self.used:,.0f} of {self.allowed:,.0f} ({share}), {self.used - self.allowed:,.0f} too many"
+
+
+class Device(Config):
+    """An FPGA board."""
+
+    name: str
+    part: str = Field(description="the vendor's name")
+    family: Literal["xcup", "ecp5"]
+    preset: str = Field(description="configuration that a search starts from")
+    limit: float = Field(0.85, gt=0, le=1, description="share of every total that a core may take")
+    totals: dict[Kind, float] = Field(description="what the FPGA has")
+    memory: DeviceMemory | None = None
+    space: dict[str, list[Choice]] = Field(description="what a search varies, and the values that it tries")
+
+    def excess(self, used: Mapping[str, float], memory_bytes: float = 0, limit: float | None = None) -> list[Excess]:
+        """What is exceeded, the worst first; ``limit`` in place of the device's own."""
+        share = self.limit if limit is None else limit
+        found = [Excess(kind, used[kind], share * total, total) for kind, total in self.totals.items() if used.get(kind, 0) > share * total]
+        if self.memory and memory_bytes > self.memory.bytes:
+            found.append(Excess("bytes of memory", memory_bytes, self.memory.bytes, self.memory.bytes))
+        return sorted(found, key=lambda one: -one.used / one.allowed)
+
+    def share(self, used: Mapping[str, float]) -> tuple[float, str]:
+        """(largest share of a total, its kind)."""
+        return max((used.get(kind, 0) / total, kind) for kind, total in self.totals.items())
+
+
+def device_names() -> list[str]:
+    """Names of the shipped devices."""
+    return preset_names(HERE)
+
+
+def load_device(name_or_path: str | Path) -> Device:
+    """A shipped device by name, or a YAML file; ConfigError in one line."""
+    names, text = device_names(), str(name_or_path)
+    if text not in names and not Path(name_or_path).exists():
+        near = nearest(Path(name_or_path).stem, names)
+        raise ConfigError(f"device {text}: no such file and no shipped device of that name{f'; nearest: {near}' if near else ''} (devices: {', '.join(names)})")
+    return load_config(name_or_path, Device, presets=HERE)

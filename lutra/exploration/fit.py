@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a core fits its device, and where it does not: what is exceeded, by how much, the nearest configuration that fits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lutra.exploration.space import Point, Space
+from lutra.fpga_flows.devices import Device, Excess
+from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.core import CoreSpec
+
+__all__ = ["Count", "Fit", "counter", "fit_of", "memory_bytes", "nearest_fit", "refusal"]
+
+Used = Mapping[str, float]
+Count = Callable[[CoreSpec], Used]
+"""Resources of a core by kind."""
+
+NEAR = 3000
+"""Points that are tried around a configuration that does not fit."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a core takes of a device, and what of that is too much (the worst first)."""
+
+    device: Device
+    used: Used
+    excess: Sequence[Excess]
+    share: float
+    kind: str
+
+
+def counter(device: Device) -> Count:
+    """The fitted resource model of the device's family."""
+    if device.family != "xcup":
+        raise ConfigError(f"device {device.name}: resources of family {device.family} have no fitted model, only those of xcup; nearest: kv260")
+    from lutra.hls_models.ternary.resources import KINDS, resources
+
+    def count(spec: CoreSpec) -> Used:
+        found = resources(spec)
+        return {kind: float(getattr(found, kind)) for kind in KINDS}
+
+    return count
+
+
+def memory_bytes(shape: ModelShape) -> float:
+    """What no placement of a model can do without: 1.6 bits per ternary weight, 8-bit table, keys and values of the whole context."""
+    tables = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    return shape.ternary_weights / 5 + tables + 2 * shape.layers * shape.kv_columns * shape.context
+
+
+def fit_of(spec: CoreSpec, device: Device, count: Count) -> Fit:
+    """Resources of a core against a device."""
+    used = count(spec)
+    share, kind = device.share(used)
+    return Fit(device, used, device.excess(used, memory_bytes(spec.shape)), share, kind)
+
+
+def nearest_fit(space: Space, device: Device, count: Count) -> tuple[Point, Fit] | None:
+    """The point with the fewest sizes, then grid steps, changed that fits; None where none of those tried does."""
+    seen, ring = {space.start}, [space.start]
+    while ring and len(seen) < NEAR:
+        step: list[Point] = []
+        for point in ring:
+            step += [near for near in space.neighbours(point) if near not in seen]
+            seen |= set(step)
+            if len(seen) >= NEAR:
+                break
+        for point in sorted(dict.fromkeys(step), key=lambda one: (space.distance(one), one)):
+            spec = space.spec(point)
+            if spec is not None and not (fit := fit_of(spec, device, count)).excess:
+                return point, fit
+        ring = step
+    return None
+
+
+def refusal(spec: CoreSpec, device: Device, fit: Fit, count: Count) -> str:
+    """One line for a core that does not fit."""
+    c, s = spec.config, spec.shape
+    text = f"config {c.name} for {s.name} does not fit {device.name}: " + "; ".join(str(one) for one in fit.excess)
+    if any(one.kind == "bytes of memory" for one in fit.excess):
+        return f"{text}; no sizes of the core help, a smaller model or context does"
+    space = Space(device.space, c, s)
+    found = nearest_fit(space, device, count)
+    if found is None:
+        return f"{text}; nothing near it fits, lutra explore {s.name} --device {device.name} searches further"
+    point, other = found
+    changed = ", ".join(f"{name} {str(value).lower()}" for name, value in space.changes(point).items())
+    return f"{text}; nearest that fits: {changed} ({other.kind} {100 * other.share:.0f} %)"

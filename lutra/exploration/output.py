@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search shows: the Pareto front as a table for the terminal and as a plot."""
+
+import io
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lutra.charts import BUSY, MUTED, STALLS, STYLE, WIDTH
+from lutra.exploration.search import Exploration, Found
+
+__all__ = ["SHORT", "plot", "table"]
+
+SHORT = {
+    "tables": "T",
+    "columns": "Q",
+    "lanes": "M",
+    "half_tables": "half",
+    "vector_lanes": "V",
+    "lane_groups": "groups",
+    "tile_rows": "tile",
+    "ring_rows": "ring",
+    "key_tile": "keys",
+    "burst_beats": "burst",
+}
+"""Sizes under a table's narrow heads."""
+AXES = {
+    "decode": ("tokens per second at context {context:,}", "decode_tokens_per_second", 1.0),
+    "ttft": ("seconds to the first token of {prompt:,}", "ttft_seconds", 1.0),
+    "bytes": ("megabytes moved per token at context {context:,}", "bytes_per_token", 1e-6),
+}
+
+
+def table(result: Exploration) -> Group:
+    """The front, best first; the configuration that the search started from below it where it was evaluated and is not on the front."""
+    shown = Table(box=None, padding=(0, 1), title=_title(result), title_justify="left", title_style="bold")
+    shown.add_column("", justify="left")
+    for head in ("tokens/s", "of ceiling", "TTFT s", "MB/token"):
+        shown.add_column(head, justify="right")
+    for name in result.space.names:
+        shown.add_column(SHORT.get(name, name), justify="right", style="cyan")
+    kinds = list(result.device.totals)
+    for kind in kinds:
+        shown.add_column(kind, justify="right")
+    start = [found for found in result.evaluated if found.candidate.point == result.space.start and found not in result.front]
+    for mark, found in [*((" ", one) for one in result.front), *(("start", one) for one in start)]:
+        row = result.row(found)
+        shares = [row["resources"].get(kind, 0) / result.device.totals[kind] for kind in kinds]
+        shown.add_row(
+            mark,
+            f"{row['decode_tokens_per_second']:,.2f}",
+            f"{100 * row['fraction_of_ceiling']:.1f} %",
+            f"{row['ttft_seconds']:.4f}",
+            f"{row['bytes_per_token'] / 1e6:,.2f}",
+            *(("yes" if value else "no") if isinstance(value, bool) else str(value) for value in found.candidate.point),
+            *(f"[bold]{100 * share:.0f} %[/]" if kind == row["largest"] else f"{100 * share:.0f} %" for kind, share in zip(kinds, shares, strict=True)),
+        )
+    return Group(shown, Text(_summary(result), style="dim"))
+
+
+def _title(result: Exploration) -> str:
+    space, device = result.space, result.device
+    title = f"{space.shape.name} on {device.name} from {space.base.name}: least {AXES[result.goal][0].format(prompt=result.prompt, context=result.context)}"
+    if result.goal == "decode":
+        title = title.replace("least", "most")
+    return f"{title}, limit {100 * device.limit:.0f} % of the device"
+
+
+def _summary(result: Exploration) -> str:
+    parts = [f"{len(result.evaluated):,} of {result.space.count:,} cores counted exactly" + (f" ({result.reused:,} before)" if result.reused else "")]
+    for number, text in (
+        (result.bounded, "cannot be better by their bounds"),
+        (result.misfits, "do not fit"),
+        (result.impossible, "contradict themselves"),
+        (result.refused, "refused by the mapping"),
+    ):
+        if number:
+            parts.append(f"{number:,} {text}")
+    ended = "the front of the whole grid" if result.complete else f"seed {result.seed}, budget {result.budget:,}"
+    return "; ".join(parts) + f"; {ended}"
+
+
+def plot(result: Exploration) -> str:
+    """SVG: every evaluated core by its goal and its largest share of the device, the front as a line."""
+    label, key, scale = AXES[result.goal]
+
+    def place(found: Found) -> tuple[float, float]:
+        row: dict[str, Any] = result.row(found)
+        return 100 * row["share"], row[key] * scale
+
+    front, others = list(result.front), [found for found in result.evaluated if found not in result.front]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        if others:
+            axes.plot(*zip(*map(place, others), strict=True), "o", color=MUTED, markersize=3, alpha=0.6, label="counted")
+        points = sorted(map(place, front))
+        axes.plot(*zip(*points, strict=True), "-o", color=BUSY, linewidth=1.6, markersize=5, label="Pareto front")
+        for found in front:
+            x, y = place(found)
+            c = found.candidate.config
+            axes.annotate(f"{c.tables}x{c.columns}x{c.lanes}", (x, y), xytext=(4, -10), textcoords="offset points", fontsize=7.5)
+        start = [found for found in result.evaluated if found.candidate.point == result.space.start]
+        if start:
+            axes.plot(*zip(*map(place, start), strict=True), "D", color=STALLS[0], markersize=6, label=result.space.base.name)
+        axes.axvline(100 * result.device.limit, color=STALLS[4], linewidth=1, linestyle=":")
+        axes.set_xlabel(f"largest share of a total of {result.device.name}, % (dotted: limit); labels: tables x columns x lanes")
+        axes.set_ylabel(label.format(prompt=result.prompt, context=result.context))
+        axes.legend(loc="best")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

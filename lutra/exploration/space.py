@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes that a search varies: a grid of values per size, from the device's file, and the configuration that a point of it stands for."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import ValidationError
+
+from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.load import nearest
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.config import CoreConfig
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.memory import MemoryConfig
+
+__all__ = ["Point", "Space"]
+
+Point = tuple[int | bool, ...]
+"""A value of every size, in the order of the space's names."""
+
+DERIVED = {
+    "lane_groups": "chunk / lanes: groups of lanes in a prefill pass",
+    "tile_rows": "max_tile_columns / columns: depth of the accumulators",
+    "ports": "read ports of the memory",
+    "burst_beats": "beats per burst",
+}
+"""Sizes of a space that are no fields of ``CoreConfig``."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values of each size, and what does not vary: the configuration ``base`` and the shape."""
+
+    sizes: Mapping[str, Sequence[int | bool]]
+    base: CoreConfig
+    shape: ModelShape
+
+    def __post_init__(self) -> None:
+        legal = [*CoreConfig.model_fields, *DERIVED]
+        for name in self.sizes:
+            if name not in legal:
+                near = nearest(name, legal)
+                raise ConfigError(f"space: {name} is no size of a core{f'; nearest: {near}' if near else ''}")
+            if name in MemoryConfig.model_fields and self.base.memory is None:
+                raise ConfigError(f"space: {name} needs a configuration with a shared memory, {self.base.name} has none")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.sizes)
+
+    @property
+    def count(self) -> int:
+        """Points of the grid, impossible ones included."""
+        return math.prod(len(values) for values in self.sizes.values())
+
+    @cached_property
+    def start(self) -> Point:
+        """The base configuration's own point, whether or not its values are on the grid."""
+        b = self.base
+        derived = {"lane_groups": -(-b.chunk // b.lanes), "tile_rows": -(-b.max_tile_columns // b.columns)}
+        memory = b.memory.model_dump() if b.memory else {}
+        return tuple({**b.model_dump(), **derived, **memory}[name] for name in self.names)
+
+    def points(self) -> Iterator[Point]:
+        """The whole grid."""
+        return itertools.product(*self.sizes.values())
+
+    def sample(self, count: int, generator: random.Random) -> Iterator[Point]:
+        """``count`` points at random, some perhaps twice."""
+        for _ in range(count):
+            yield tuple(generator.choice(values) for values in self.sizes.values())
+
+    def neighbours(self, point: Point) -> Iterator[Point]:
+        """Every point that differs in one size."""
+        for place, values in enumerate(self.sizes.values()):
+            for value in values:
+                if value != point[place]:
+                    yield (*point[:place], value, *point[place + 1 :])
+
+    def distance(self, point: Point) -> tuple[int, int]:
+        """How far a point is from the base: sizes that differ, and steps on the grid."""
+        steps = 0
+        for values, a, b in zip(self.sizes.values(), point, self.start, strict=True):
+            steps += sum(min(a, b) < value <= max(a, b) for value in values) if a != b else 0
+        return sum(a != b for a, b in zip(point, self.start, strict=True)), steps
+
+    def changes(self, point: Point) -> dict[str, int | bool]:
+        """What differs from the base."""
+        return {name: a for name, a, b in zip(self.names, point, self.start, strict=True) if a != b}
+
+    def config(self, point: Point) -> CoreConfig | None:
+        """The point's configuration; None where its sizes contradict each other. What is not varied grows with what is: bytes of parameters stay."""
+        if point == self.start:
+            return self.base
+        chosen = dict(zip(self.names, point, strict=True))
+        values = self.base.model_dump() | {name: value for name, value in chosen.items() if name not in DERIVED}
+        lanes, v = values["lanes"], values["vector_lanes"]
+        values["draft_lanes"] = min(self.base.draft_lanes, lanes)
+        values["chunk"] = lanes * chosen.get("lane_groups", -(-self.base.chunk // self.base.lanes))
+        rows = chosen.get("tile_rows", -(-self.base.max_tile_columns // self.base.columns))
+        values["max_tile_columns"] = rows * values["columns"] // v * v
+        if values["memory"] is not None:
+            values["memory"] = {**values["memory"], **{name: chosen[name] for name in ("ports", "burst_beats") if name in chosen}}
+            values["beat_bytes"] = MemoryConfig.model_validate(values["memory"]).beat_bytes
+        values["params_rows"] = self.base.params_rows * self.base.vector_lanes // v
+        values["rope_rows"] = max(8, 1 << (values["chunk"] * self.shape.head_dim // v - 1).bit_length())
+        values["name"] = f"{self.base.name}-{'-'.join(str(int(value)) for value in point)}"
+        try:
+            return CoreConfig.model_validate(values)
+        except ValidationError:
+            return None
+
+    def spec(self, point: Point) -> CoreSpec | None:
+        """The point's core; None where there is none."""
+        config = self.config(point)
+        if config is None:
+            return None
+        try:
+            return CoreSpec(config=config, shape=self.shape)
+        except ValidationError:
+            return None
