@@ -41,12 +41,14 @@ class Family:
     """A family.
 
     ``synthesis`` : yosys commands from the elaborated design to its mapped netlist; ``{top}`` is its top module.
+    ``primitives`` : cells of the device that designs instantiate; ``rtl/verilog`` has models of them for simulation.
     ``kinds`` : what a cell counts as: (kind, number).
     ``arcs`` : combinational cells. ``sources`` : sequential cells with the step from clock to output, by the start of their type.
     """
 
     name: str
     synthesis: tuple[str, ...]
+    primitives: frozenset[str]
     kinds: Mapping[str, tuple[str, float]]
     arcs: Mapping[str, Arc]
     sources: Mapping[str, str]
@@ -63,6 +65,7 @@ _XILINX_LUTS = {f"LUT{n}": Arc("level", tuple(f"I{i}" for i in range(n)), ("O",)
 XCUP = Family(
     name="xcup",
     synthesis=_two_steps("synth_xilinx -family xcup -top {top} -noiopad -noclkbuf -uram"),
+    primitives=frozenset({"DSP48E2"}),
     kinds={
         **{f"LUT{n}": ("lut", 1) for n in range(1, 7)},
         "INV": ("inverter", 1),
@@ -119,6 +122,7 @@ XCUP = Family(
 ECP5 = Family(
     name="ecp5",
     synthesis=_two_steps("synth_ecp5 -top {top} -noflatten"),
+    primitives=frozenset(),
     kinds={
         "LUT4": ("lut", 1),
         "TRELLIS_DPR16X4": ("lutram", 4),

@@ -153,7 +153,9 @@ def synthesize(component: Any, family: str = "xcup", *, top: str = TOP) -> Netli
     """
     about = FAMILIES[family]
     text = share_modules(component if isinstance(component, str) else emit_rtlil(component, top))
-    library = {path.name: path.read_text() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\\{path.stem}\b", text)}
+    library = {
+        path.name: path.read_text() for path in sorted(LIBRARY.glob("*.v")) if path.stem not in about.primitives and re.search(rf"\\{path.stem}\b", text)
+    }
     script = _script(about, top, sorted(library))
     key = hashlib.sha256(json.dumps([script, version(), library, text]).encode()).hexdigest()[:32]
     kept = cache_root() / f"netlist-{family}-{key}.json.gz"

@@ -40,6 +40,7 @@ def configurations(seed: int, count: int = 10) -> dict[str, TlmmConfig]:
                 max_k=int(rng.integers(1, 50)),
                 max_tile_columns=int(rng.integers(1, 15 * columns)),
                 allow_stalls=True,
+                tree="dsp" if i % 3 == 1 else "lut",
                 drain_ram=str(rng.choice(["block", "distributed"])),  # type: ignore[arg-type]
             )
         )

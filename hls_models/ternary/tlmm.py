@@ -34,6 +34,8 @@ class TlmmConfig(Config):
     activation_ram: Literal["block", "ultra"] = Field(default="block", description="memory of the activations: block RAM, or UltraRAM where the device has it")
     drain_ram: Literal["block", "distributed"] = Field(default="distributed", description="memory of finished sums: block RAM or LUT-RAM")
 
+    tree: Literal["lut", "dsp"] = Field(default="lut", description="adders above the leaves' pairs: look-up tables or DSP48E2 blocks (xcup)")
+
     @model_validator(mode="after")
     def _stalls(self) -> "TlmmConfig":
         if not self.allow_stalls and self.max_tile_columns < self.stall_free_columns:
@@ -99,7 +101,8 @@ class TlmmConfig(Config):
 
     @property
     def sum_latency(self) -> int:
-        """From the handshake of a row to the cycle in which its sums are accumulated: index register, table register, tree levels, sign count."""
+        """From the handshake of a row to the cycle in which its sums are accumulated: index register, table register, tree levels (look-up tables or DSP
+        blocks), the sum's sign."""
         return 2 + self.tree_levels + int(self.half_tables)
 
     @property

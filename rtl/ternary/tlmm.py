@@ -9,6 +9,8 @@ from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.rtl.ternary.accumulators import Accumulators
 from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION, RowWalk
 from lutra.rtl.ternary.tables import Activations, Tables
+from lutra.rtl.ternary.trees import ColumnSums
+from lutra.rtl.verilog import once
 
 __all__ = ["Tlmm"]
 
@@ -17,9 +19,9 @@ class Tlmm(wiring.Component):
     """codes (n, K) times ternary rows (N, K): per clock one row, T * Q lookups, for M tokens.
 
     Pipeline of a row accepted at x: index register x + 1, table read registered x + 2, ceil(log2 T) adder levels, with half tables one more for the
-    count of signs, then added and stored at x + ``sum_latency``. ``rows.ready`` comes from registers: a table set is present, and the drain bank is free
-    where the row would overwrite it; the pipeline itself never stalls. Initiation interval 1. ``codes`` is taken at any time (ready falls only where the
-    last beat of a token completes two words, or where V > T * G) into rows from 0 on; the row counter restarts when an instruction is taken. Its rows must be
+    sum's sign (``ColumnSums``), then added and stored at x + ``sum_latency``. ``rows.ready`` comes from registers: a table set is present, and the drain bank
+    is free where the row would overwrite it; the pipeline itself never stalls. Initiation interval 1. ``codes`` is taken at any time (ready falls only where
+    the last beat of a token completes two words, or where V > T * G) into rows from 0 on; the row counter restarts when an instruction is taken. Its rows must be
     written by then: at the earliest ceil((T * G - 1 + V) / (T * G)) cycles after the handshake of their last beat; they stay until its last build.
     ``sums``: for tile: for token: beats of V columns, zeros past the tile's last column; full back-pressure.
     ``done`` is valid from the cycle after the last sum until accepted; ``instr.ready`` from the cycle after that.
@@ -92,7 +94,7 @@ class Tlmm(wiring.Component):
         return m
 
     def _look_up(self, m, tables, accumulators, flags):
-        """Index register, table reads, adder trees; ``flags`` = {accept, first_row, first_block, last_block} travel beside."""
+        """Index register, table reads, reduction trees; ``flags`` = {accept, first_row, first_block, last_block} travel beside."""
         config = self.config
         T, Q, M = config.tables, config.columns, config.lanes
         row = Signal(config.row_bits, reset_less=True)
@@ -100,41 +102,19 @@ class Tlmm(wiring.Component):
         size = config.index_bits
         indices = [row[i * size : (i + 1) * size] for i in range(T * Q)]
         m.d.comb += [tables.indices[i].eq(index[: config.entry_bits]) for i, index in enumerate(indices)]
-        values = []
+        name = f"column_sums_{T}_{M}_{config.value_bits}_{config.sum_bits}_{config.tree}{'_half' if config.half_tables else ''}"
+        span, addends = T * M * config.value_bits, []
         for q in range(Q):
-            signs = [indices[q * T + t][-1] for t in range(T)]
-            for lane in range(M):
-                operands = []
-                for t in range(T):
-                    first = ((q * T + t) * M + lane) * config.value_bits
-                    value = tables.values[first : first + config.value_bits]
-                    # -x = ~x + 1: the ones of all signs are counted once for all lanes.
-                    operands.append((value ^ signs[t].replicate(config.value_bits)).as_signed() if config.half_tables else value.as_signed())
-                values.append(self._tree(m, operands, f"sum{q}_{lane}"))
+            column = ColumnSums(config=config)
+            m.submodules[f"column{q}"] = once(column, name)
+            m.d.comb += column.values.eq(tables.values[q * span : (q + 1) * span])
             if config.half_tables:
-                count = self._tree(m, signs, f"signs{q}")
-                for lane in range(M):
-                    total = Signal.like(values[q * M + lane] + count, name=f"total{q}_{lane}", reset_less=True)
-                    m.d.sync += total.eq(values[q * M + lane] + count)
-                    values[q * M + lane] = total
-        m.d.comb += accumulators.addends.eq(Cat(value.as_signed()[: config.sum_bits] for value in values))
+                m.d.comb += column.signs.eq(Cat(indices[q * T + t][-1] for t in range(T)))
+            addends.append(column.sums)
+        m.d.comb += accumulators.addends.eq(Cat(addends))
         for i in range(config.sum_latency):
             stage = Signal(len(flags), name=f"flags{i}")
             m.d.sync += stage.eq(flags)
             flags = stage
         names = ("valid", "first_row", "first_block", "last_block")
         m.d.comb += [getattr(accumulators, name).eq(flag) for name, flag in zip(names, flags, strict=True)]
-
-    def _tree(self, m, operands, name):
-        """Registered operands, then a balanced adder tree with a register per level."""
-        level = 0
-        while True:
-            registers = []
-            for i, operand in enumerate(operands):
-                register = Signal(operand.shape(), name=f"{name}_{level}_{i}", reset_less=True)
-                m.d.sync += register.eq(operand)
-                registers.append(register)
-            if len(registers) == 1:
-                return registers[0]
-            operands = [registers[i] + registers[i + 1] if i + 1 < len(registers) else registers[i] for i in range(0, len(registers), 2)]
-            level += 1
