@@ -16,8 +16,8 @@ Used = Mapping[str, float]
 Count = Callable[[CoreSpec], Used]
 """Resources of a core by kind."""
 
-NEAR = 3000
-"""Points that are tried around a configuration that does not fit."""
+CHANGED = (2, 3)
+"""Sizes that may differ from a configuration that does not fit in the nearest one that does: few first, then more."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,15 @@ def fit_of(spec: CoreSpec, device: Device, count: Count) -> Fit:
 
 
 def nearest_fit(space: Space, device: Device, count: Count) -> tuple[Point, Fit] | None:
-    """The point with the fewest sizes, then grid steps, changed that fits; None where none of those tried does."""
-    seen, ring = {space.start}, [space.start]
-    while ring and len(seen) < NEAR:
-        step: list[Point] = []
-        for point in ring:
-            step += [near for near in space.neighbours(point) if near not in seen]
-            seen |= set(step)
-            if len(seen) >= NEAR:
-                break
-        for point in sorted(dict.fromkeys(step), key=lambda one: (space.distance(one), one)):
-            spec = space.spec(point)
-            if spec is not None and not (fit := fit_of(spec, device, count)).excess:
-                return point, fit
-        ring = step
+    """The point that fits with the fewest grid steps, then sizes, from the base; None where none with ``CHANGED`` sizes does."""
+    near = {space.start}
+    for changed in range(1, CHANGED[-1] + 1):
+        near |= {other for point in near for other in space.neighbours(point)}
+        if changed in CHANGED:
+            for point in sorted(near, key=lambda one: (space.distance(one), one)):
+                spec = space.spec(point)
+                if spec is not None and not (fit := fit_of(spec, device, count)).excess:
+                    return point, fit
     return None
 
 

@@ -82,11 +82,11 @@ class Space:
                     yield (*point[:place], value, *point[place + 1 :])
 
     def distance(self, point: Point) -> tuple[int, int]:
-        """How far a point is from the base: sizes that differ, and steps on the grid."""
+        """How far a point is from the base: steps on the grid, and sizes that differ."""
         steps = 0
         for values, a, b in zip(self.sizes.values(), point, self.start, strict=True):
             steps += sum(min(a, b) < value <= max(a, b) for value in values) if a != b else 0
-        return sum(a != b for a, b in zip(point, self.start, strict=True)), steps
+        return steps, sum(a != b for a, b in zip(point, self.start, strict=True))
 
     def changes(self, point: Point) -> dict[str, int | bool]:
         """What differs from the base."""
