@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight path: beats of packed trits in, rows of table indices out, through a ring that replays tiles."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,19 +9,43 @@ from lutra.hls_models.ternary.trits import TRITS_PER_BYTE
 from lutra.hls_models.ternary.weights import WeightPathConfig
 from lutra.rtl.ternary.ram import OneReadRam
 from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION, RowWalk
+from lutra.rtl.verilog import once
 
 __all__ = ["WeightPath"]
 
 
-def _digits(m: Module, byte: Value, name: str) -> Value:
-    """The five trits t = w + 1 of a code byte, two bits each: the top of three times the fraction, five times."""
-    out, rest = [], byte
+class _Table(wiring.Component):
+    """A function of few bits, by its values: ``y`` = values[a], registered. Synthesis finds fewer look-up tables for it than for the arithmetic behind it."""
+
+    def __init__(self, *, values: list[int], bits: int) -> None:
+        self._values, self._bits = values, bits
+        super().__init__({"a": In((len(values) - 1).bit_length()), "y": Out(bits)})
+
+    def elaborate(self, platform):
+        m = Module()
+        y = Signal(self._bits, reset_less=True)
+        m.d.comb += self.y.eq(y)
+        for bit in range(self._bits):
+            column = sum((value >> bit & 1) << i for i, value in enumerate(self._values))
+            m.d.sync += y[bit].eq(C(column, len(self._values)).bit_select(self.a, 1))
+        return m
+
+
+def _look_up(m: Module, values: list[int], bits: int, a: Value, name: str, place: str) -> Value:
+    """``values`` at ``a``, a clock later, through submodule ``place``: a module ``name`` that all equal ones share."""
+    table = _Table(values=values, bits=bits)
+    m.submodules[place] = once(table, name)
+    m.d.comb += table.a.eq(a)
+    return table.y
+
+
+def _digits(byte: int) -> int:
+    """The five trits t = w + 1 of a code byte, two bits each, first lowest: the top of three times the fraction, five times."""
+    out, rest = 0, byte
     for i in range(TRITS_PER_BYTE):
-        product = Signal(10, name=f"{name}_{i}")  # named, or its text would double with every step
-        m.d.comb += product.eq((rest << 1) + rest)
-        out.append(product[8:10])
-        rest = product[:8]
-    return Cat(out)
+        out |= rest * 3 // 256 << 2 * i
+        rest = rest * 3 % 256
+    return out
 
 
 class WeightPath(wiring.Component):
@@ -119,28 +143,30 @@ class WeightPath(wiring.Component):
             m.d.comb += taken.eq(accepted & (beat == config.row_beats - 1))
             with m.If(accepted):
                 m.d.sync += beat.eq(Mux(taken, 0, beat + 1))
-        stored = Signal(8 * config.row_bytes, reset_less=True)
-        with m.If(accepted):
-            m.d.sync += stored.eq(Cat(stored, self.beats.payload)[8 * config.beat_bytes :])
-        used_bytes = -(-config.row_trits // TRITS_PER_BYTE)  # beat padding is not unpacked
-        digits = Signal(2 * TRITS_PER_BYTE * used_bytes, reset_less=True)
-        m.d.sync += digits.eq(Cat(_digits(m, stored[8 * i : 8 * i + 8], f"byte{i}") for i in range(used_bytes)))
-        indices = Signal(config.row_bits, reset_less=True)
-        size = 2 * config.group
-        m.d.sync += indices.eq(Cat(self._index(m, digits[i * size : (i + 1) * size], f"group{i}") for i in range(config.tables * config.columns)))
+        # Decoders of a beat's bytes only: what is assembled is digits, behind them.
+        digit_bits = 2 * TRITS_PER_BYTE
+        decoded = [_digits(byte) for byte in range(256)]
+        beat_bytes = [self.beats.payload[8 * i : 8 * i + 8] for i in range(config.beat_bytes)]
+        fresh = Cat(_look_up(m, decoded, digit_bits, byte, "trit_decoder", f"byte{i}") for i, byte in enumerate(beat_bytes))
+        digits = Signal(digit_bits * config.row_bytes, reset_less=True)
+        arrived = Signal()
+        m.d.sync += arrived.eq(accepted)
+        with m.If(arrived):
+            m.d.sync += digits.eq(Cat(digits, fresh)[len(fresh) :])
+        size, groups = 2 * config.group, config.tables * config.columns
+        table = [self._index(digits) for digits in range(1 << size)]
+        name = f"group_index_{config.group}{'_half' if config.half_tables else ''}"
+        indices = [_look_up(m, table, config.index_bits, digits[i * size : (i + 1) * size], name, f"group{i}") for i in range(groups)]
         valid = Signal(3)
         m.d.sync += valid.eq(Cat(taken, valid)[:3])
-        return indices, valid[2], taken
+        return Cat(indices), valid[2], taken
 
-    def _index(self, m: Module, digits: Value, name: str) -> Value:
-        """Index of a group of digits t = w + 1, two bits each, most significant digit first."""
+    def _index(self, digits: int) -> int:
+        """Index of a group of digits t = w + 1, two bits each, most significant digit lowest."""
         config = self.config
-        value = Signal(range(3**config.group), name=name)
-        weights = [3 ** (config.group - 1 - g) for g in range(config.group)]
-        m.d.comb += value.eq(sum((digits[2 * g : 2 * g + 2] * weight for g, weight in enumerate(weights)), Const(0, 1)))
-        if not config.half_tables:
-            return value
+        value = sum((digits >> 2 * g & 3) * 3 ** (config.group - 1 - g) for g in range(config.group))
         largest = (3**config.group - 1) // 2
-        negative = value < largest
-        magnitude = Mux(negative, largest - value, value - largest)[: config.index_bits - 1]
-        return Cat(magnitude, negative)
+        mask = (1 << config.index_bits - config.half_tables) - 1
+        if not config.half_tables:
+            return value & mask
+        return abs(value - largest) & mask | (value < largest) << config.index_bits - 1
