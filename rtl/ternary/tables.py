@@ -10,6 +10,7 @@ from lutra.hls_models.ternary.tlmm import LOAD_AHEAD, TlmmConfig
 from lutra.rtl.streams import Gearbox
 from lutra.rtl.ternary.ram import OneReadRam
 from lutra.rtl.ternary.rows import LINEAR_INSTRUCTION
+from lutra.rtl.verilog import once
 
 __all__ = ["Activations", "Tables"]
 
@@ -71,6 +72,74 @@ class Activations(wiring.Component):
             m.d.sync += write_address.eq(write_address + 1)
         m.d.sync += self.word.eq(buffer.data)
         return m
+
+
+class Table(wiring.Component):
+    """One table of M lanes in two sets: LUT-RAM with one write port and Q asynchronous read ports, and the sums that are written, entry by entry.
+
+    Parameters
+    ----------
+    config : TlmmConfig
+
+    Members
+    -------
+    operands : G activations, held where ``loads`` says so (a bit per lane)
+    progress : an entry is written at ``write_address`` (entry, set), and the next one is made: the ``pick``-th difference is added
+    addresses : Q times (entry, set); values : Q times M * value_bits, combinational
+    """
+
+    def __init__(self, *, config: TlmmConfig):
+        self.config = config
+        super().__init__(
+            {
+                "operands": In(config.group * config.activation_bits),
+                "loads": In(config.lanes),
+                "progress": In(1),
+                "pick": In(range(config.group)),
+                "write_address": In(config.entry_bits + 1),
+                "addresses": In(config.columns * (config.entry_bits + 1)),
+                "values": Out(config.columns * config.lanes * config.value_bits),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        bits, lanes, group, size = config.value_bits, config.lanes, config.group, config.activation_bits
+        m.submodules.memory = memory = Memory(shape=lanes * bits, depth=2 << config.entry_bits, init=[], attrs={"ram_style": "distributed"})
+        write = memory.write_port()
+        start, differences = self._differences([self.operands[g * size : (g + 1) * size].as_signed() for g in range(group)])
+        sums = []
+        for i in range(lanes):
+            total = Signal(bits, name=f"sum_{i}", reset_less=True)
+            held = [Signal(bits, name=f"difference_{i}_{c}", reset_less=True) for c in range(group)]
+            chosen = Signal(bits, name=f"chosen_{i}")
+            with m.Switch(self.pick):
+                for c in range(group):
+                    with m.Case(c):
+                        m.d.comb += chosen.eq(held[c])
+            with m.If(self.loads[i]):
+                m.d.sync += [total.eq(start), *(held[c].eq(differences[c]) for c in range(group))]
+            with m.Elif(self.progress):
+                m.d.sync += total.eq(total + chosen)
+            sums.append(total)
+        m.d.comb += [write.addr.eq(self.write_address), write.data.eq(Cat(sums)), write.en.eq(self.progress)]
+        address_bits, row = config.entry_bits + 1, lanes * bits
+        for q in range(config.columns):
+            read = memory.read_port(domain="comb")
+            m.d.comb += [
+                read.addr.eq(self.addresses[q * address_bits : (q + 1) * address_bits]),
+                self.values[q * row : (q + 1) * row].eq(read.data),
+            ]
+        return m
+
+    def _differences(self, operands):
+        """(first entry, what an increment adds when c trailing trits carry), of the operands of one table."""
+        differences, lower = [], None
+        for operand in reversed(operands):
+            differences.append(operand if lower is None else operand - (lower << 1))
+            lower = operand if lower is None else lower + operand
+        return (0 if self.config.half_tables else -lower), differences
 
 
 class Tables(wiring.Component):
@@ -155,50 +224,25 @@ class Tables(wiring.Component):
                 m.d.comb += pick.eq(g)
             carry &= digit == 2
 
-        words = [self._operands(t) for t in range(config.tables)]
-        ports = []
-        bits = config.value_bits
+        loads = Signal(lanes)  # lane registers are written from the operands
+        m.d.comb += [loads[i].eq(lane_ready & (lane == i)) for i in range(lanes)]
+        bits, size = lanes * config.value_bits, config.group * config.activation_bits
+        name = f"lookup_table_{group}_{config.columns}_{lanes}_{config.activation_bits}{'_half' if config.half_tables else ''}"
         for t in range(config.tables):
-            # Set and entry, side by side: LUT-RAM of one write port and Q asynchronous read ports.
-            memory = Memory(shape=lanes * bits, depth=2 << config.entry_bits, init=[], attrs={"ram_style": "distributed"})
-            m.submodules[f"table{t}"] = memory
-            write = memory.write_port()
-            sums = []
-            start, differences = self._differences(words[t])
-            for i in range(lanes):
-                total = Signal(bits, name=f"sum{t}_{i}", reset_less=True)
-                held = [Signal(bits, name=f"difference{t}_{i}_{c}", reset_less=True) for c in range(group)]
-                chosen = Signal(bits, name=f"chosen{t}_{i}")
-                with m.Switch(pick):
-                    for c in range(group):
-                        with m.Case(c):
-                            m.d.comb += chosen.eq(held[c])
-                with m.If(lane_ready & (lane == i)):
-                    m.d.sync += [total.eq(start), *(held[c].eq(differences[c]) for c in range(group))]
-                with m.Elif(progress):
-                    m.d.sync += total.eq(total + chosen)
-                sums.append(total)
-            m.d.comb += [write.addr.eq(Cat(entry, Signal(config.entry_bits - len(entry)), build_set)), write.data.eq(Cat(sums)), write.en.eq(progress)]
-            ports.append([memory.read_port(domain="comb") for _ in range(config.columns)])
-        for q in range(config.columns):
-            for t in range(config.tables):
-                position, port = q * config.tables + t, ports[t][q]
-                m.d.comb += port.addr.eq(Cat(self.indices[position], self.index_set))
-                m.d.comb += self.values[position * lanes * bits : (position + 1) * lanes * bits].eq(port.data)
+            table = Table(config=config)
+            m.submodules[f"table{t}"] = once(table, name)
+            m.d.comb += [
+                table.operands.eq(self.word[t * size : (t + 1) * size]),
+                table.loads.eq(loads),
+                table.progress.eq(progress),
+                table.pick.eq(pick),
+                table.write_address.eq(Cat(entry, Signal(config.entry_bits - len(entry)), build_set)),
+                table.addresses.eq(Cat(Cat(self.indices[q * config.tables + t], self.index_set) for q in range(config.columns))),
+            ]
+            for q in range(config.columns):
+                position = q * config.tables + t
+                m.d.comb += self.values[position * bits : (position + 1) * bits].eq(table.values[q * bits : (q + 1) * bits])
         return m
-
-    def _operands(self, t: int):
-        config = self.config
-        size = config.activation_bits
-        return [self.word[(t * config.group + g) * size : (t * config.group + g + 1) * size].as_signed() for g in range(config.group)]
-
-    def _differences(self, operands):
-        """(first entry, what an increment adds when c trailing trits carry), of the operands of one table."""
-        differences, lower = [], None
-        for operand in reversed(operands):
-            differences.append(operand if lower is None else operand - (lower << 1))
-            lower = operand if lower is None else lower + operand
-        return (0 if self.config.half_tables else -lower), differences
 
     def _load(self, m: Module, more, loading):
         """Reads the operands of the next build, lane by lane: (lane register is written in this cycle, lane, it is the build's last)."""
