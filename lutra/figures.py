@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.hls_models.ternary.core import CoreSpec
-from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Unit, When
+from lutra.hls_models.ternary.isa import Instruction, LoadTarget, Unit, When
 from lutra.hls_models.ternary.program import Program
 from lutra.runs import config_hash
 from lutra.schema import (
@@ -25,6 +25,7 @@ from lutra.schema import (
     UnitFigures,
 )
 from lutra.timeline import Span
+from lutra.traffic import Traffic
 
 __all__ = ["PassSize", "Timing", "report_of", "spans"]
 
@@ -59,6 +60,8 @@ class Timing:
         By unit name: cycles in which the unit works. A unit's stalls are not among them.
     stalls
         By unit name and reason: cycles in which the unit has an instruction and waits.
+    worked
+        ``busy`` by pass; empty where it is not known.
     """
 
     passes: tuple[PassSize, ...]
@@ -67,6 +70,7 @@ class Timing:
     end: NDArray[np.int64]
     busy: dict[str, int]
     stalls: dict[str, dict[str, int]] = field(default_factory=dict)
+    worked: tuple[dict[str, int], ...] = ()
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -84,13 +88,14 @@ def spans(program: Program, timing: Timing) -> Iterator[Span]:
 
 def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
     """Everything that times and program say; what only a simulation or a comparison knows is left out (``Report.model_copy`` adds it)."""
-    clock, lengths = spec.config.clock_hz, timing.lengths
+    clock, lengths, traffic = spec.config.clock_hz, timing.lengths, Traffic(spec, program)
     prompt = [size for size in timing.passes if not size.decode]
     decode = [(size, int(cycles)) for size, cycles in zip(timing.passes, lengths, strict=True) if size.decode]
     prefill_cycles = int(timing.end[len(prompt) - 1]) if prompt else 0
     seconds = prefill_cycles / clock
-    prefill = PrefillFigures(tokens=sum(size.tokens for size in prompt), cycles=prefill_cycles, seconds=seconds) if prompt else None
-    decoded = _decode(decode, clock)
+    limits = {decode: _limit(spec, timing, decode=decode) for decode in (False, True)}
+    prefill = PrefillFigures(tokens=sum(size.tokens for size in prompt), cycles=prefill_cycles, seconds=seconds, limit=limits[False]) if prompt else None
+    decoded = _decode(decode, clock, limits[True])
     total = int(timing.end[-1])
     provenance = dict.fromkeys(
         [name for name, figures in (("prefill", prefill), ("decode", decoded)) if figures] + ["memory", "units", "layers", "instructions", "roofline"], "model"
@@ -102,35 +107,38 @@ def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
         clock_hz=clock,
         prefill=prefill,
         decode=decoded,
-        memory=_memory(spec, program, timing, decoded),
+        memory=_memory(traffic, timing, decoded),
         units=[_unit(name, timing, total) for name in timing.busy],
-        layers=_layers(program, timing),
+        layers=_layers(traffic, timing),
         instructions=_instructions(program, timing),
-        roofline=_roofline(spec, program, timing),
+        roofline=_roofline(traffic, timing),
         provenance=provenance,
     )
 
 
-def _decode(passes: list[tuple[PassSize, int]], clock: float) -> DecodeFigures | None:
+def _decode(passes: list[tuple[PassSize, int]], clock: float, limit: str | None) -> DecodeFigures | None:
     if not passes:
         return None
     per_token = [cycles for _, cycles in passes]
     mean = sum(per_token) / len(per_token)
     context = passes[-1][0].position + 1
-    return DecodeFigures(tokens=len(per_token), context=context, cycles_per_token=mean, tokens_per_second=clock / mean, per_token=per_token)
+    return DecodeFigures(tokens=len(per_token), context=context, cycles_per_token=mean, tokens_per_second=clock / mean, limit=limit, per_token=per_token)
+
+
+LIMITS = {"LOADER": "memory", "LINEAR": "lookup array", "VECTOR": "vector lanes", "ATTEND": "attention", "HEAD": "head"}
+
+
+def _limit(spec: CoreSpec, timing: Timing, *, decode: bool) -> str | None:
+    """The unit that works most of the clocks it could: of LOADER these are the memory's slots."""
+    chosen = [worked for size, worked in zip(timing.passes, timing.worked, strict=False) if size.decode == decode]
+    slots = spec.config.memory.share if spec.config.memory else 1.0
+    clocks = {name: sum(worked.get(name, 0) for worked in chosen) / (slots if name == "LOADER" else 1.0) for name in LIMITS}
+    return LIMITS[max(clocks, key=lambda name: clocks[name])] if chosen else None
 
 
 def _unit(name: str, timing: Timing, total: int) -> UnitFigures:
     busy = timing.busy[name]
     return UnitFigures(name=name, busy_cycles=busy, stall_cycles=timing.stalls.get(name, {}), utilisation=busy / total)
-
-
-def loaded_bytes(program: Program, size: PassSize, instruction: Instruction) -> int:
-    """Bytes that an instruction moves through the memory port in a pass."""
-    if instruction.unit is not Unit.LOADER or not size.runs(instruction):
-        return 0
-    each = instruction.fields["beats"] * program.beat_bytes
-    return each if instruction.fields["mode"] == LoadMode.DIRECT else each * size.tokens
 
 
 def _layer_of(instruction: Instruction, label: str, before: str) -> str:
@@ -144,8 +152,9 @@ def _layer_of(instruction: Instruction, label: str, before: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
 
 
-def _layers(program: Program, timing: Timing) -> list[LayerFigures]:
+def _layers(traffic: Traffic, timing: Timing) -> list[LayerFigures]:
     """From done to done, in the order in which the layers finish: the cycles sum to the run's."""
+    program = traffic.program
     members: dict[str, list[int]] = {}
     layer = ""
     for index, (instruction, label) in enumerate(zip(program.instructions, program.labels, strict=True)):
@@ -159,7 +168,7 @@ def _layers(program: Program, timing: Timing) -> list[LayerFigures]:
         for name, done in sorted(finished.items(), key=lambda item: item[1]):
             cycles[name] += max(done - mark, 0)
             mark = max(done, mark)
-            moved[name] += sum(loaded_bytes(program, size, program.instructions[i]) for i in members[name])
+            moved[name] += sum(traffic.read(size, program.instructions[i]) for i in members[name])
         cycles[max(finished, key=lambda name: finished[name])] += int(timing.end[number]) - mark
         mark = int(timing.end[number])
     return [LayerFigures(name=name, cycles=cycles[name], bytes=moved[name]) for name in members]
@@ -176,19 +185,24 @@ def _instructions(program: Program, timing: Timing) -> list[InstructionFigures]:
     return [InstructionFigures(name=label, unit=unit, executions=count, cycles=cycles) for (label, unit), (count, cycles) in merged.items() if count]
 
 
-def _bytes_of(program: Program, size: PassSize) -> int:
-    return sum(loaded_bytes(program, size, instruction) for instruction in program.instructions)
-
-
-def _memory(spec: CoreSpec, program: Program, timing: Timing, decode: DecodeFigures | None) -> MemoryFigures:
-    """The read port's traffic; key/value rows have ports of their own and are not in it."""
-    bandwidth = spec.config.beat_bytes * spec.config.clock_hz
+def _memory(traffic: Traffic, timing: Timing, decode: DecodeFigures | None) -> MemoryFigures:
+    """The memory port's traffic. On chip, key/value rows have ports of their own and are not in it; the ceiling is that of the bytes moved. A shared memory's
+    ceiling is that of the least bytes a token needs (``Traffic.ideal``)."""
+    spec, program = traffic.spec, traffic.program
+    config = spec.config
+    bandwidth = config.memory.bandwidth(config.clock_hz) if config.memory else config.beat_bytes * config.clock_hz
     stored = sum(i.fields["beats"] for i in program.instructions if i.unit is Unit.LOADER and i.fields["target"] == LoadTarget.WEIGHTS)
     sizes = [size for size in timing.passes if size.decode]
-    per_token = sum(_bytes_of(program, size) for size in sizes) / len(sizes) if sizes else None
-    ceiling = bandwidth / per_token if per_token else None
+    kinds = [traffic.by_kind(size) for size in sizes]
+    by_kind = {kind: sum(one.get(kind, 0) for one in kinds) / len(sizes) for kind in dict.fromkeys(kind for one in kinds for kind in one)}
+    per_token = sum(by_kind.values()) if sizes else None
+    ideal = sum(traffic.ideal(size.position + 1) for size in sizes) / len(sizes) if sizes and config.memory else None
+    least = ideal or per_token
+    ceiling = bandwidth / least if least else None
     return MemoryFigures(
         bytes_per_token=per_token,
+        bytes_by_kind=by_kind or None,
+        least_bytes_per_token=ideal,
         bandwidth_bytes_per_second=bandwidth,
         ceiling_tokens_per_second=ceiling,
         fraction_of_ceiling=decode.tokens_per_second / ceiling if decode and ceiling else None,
@@ -197,14 +211,14 @@ def _memory(spec: CoreSpec, program: Program, timing: Timing, decode: DecodeFigu
     )
 
 
-def _roofline(spec: CoreSpec, program: Program, timing: Timing) -> RooflineFigures:
+def _roofline(traffic: Traffic, timing: Timing) -> RooflineFigures:
     """Linear layers and head under the read port's slope and the lookup array's plateau."""
-    c, shape = spec.config, spec.shape
+    c, shape = traffic.spec.config, traffic.spec.shape
     points = []
     for name, decode in (("prefill", False), ("decode", True)):
         chosen = [(size, int(cycles)) for size, cycles in zip(timing.passes, timing.lengths, strict=True) if size.decode == decode]
         cycles = sum(length for _, length in chosen)
-        moved = sum(_bytes_of(program, size) for size, _ in chosen)
+        moved = sum(traffic.total(size) for size, _ in chosen)
         if cycles and moved:
             products = sum(size.tokens * shape.ternary_weights + size.last * shape.vocabulary * shape.hidden for size, _ in chosen)
             points.append(RooflinePoint(name=name, operations_per_byte=products / moved, operations_per_cycle=products / cycles))

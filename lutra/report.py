@@ -81,15 +81,19 @@ LINES = (
     Line("Prefill", "prefill.tokens", "prompt tokens", _whole),
     Line("Prefill", "prefill.cycles", "cycles to the first token", _whole, True),
     Line("Prefill", "prefill.seconds", "time to the first token", _seconds, True),
+    Line("Prefill", "prefill.limit", "limited by"),
     Line("Decode", "decode.tokens", "tokens", _whole),
     Line("Decode", "decode.context", "context of the last", _whole),
     Line("Decode", "decode.cycles_per_token", "cycles per token", _short, True),
     Line("Decode", "decode.tokens_per_second", "tokens per second", _short, True),
+    Line("Decode", "decode.limit", "limited by"),
+    Line("Proof", "backing", "RTL runs of this configuration"),
     Line("Proof", "rtl.words_compared", "words compared", _whole),
     Line("Proof", "rtl.words_mismatched", "words mismatched", _whole),
     Line("Proof", "rtl.cycles_predicted", "cycles predicted", _whole),
     Line("Proof", "rtl.cycles_measured", "cycles measured", _whole),
     Line("Memory", "memory.bytes_per_token", "bytes per token", _scaled("B"), True),
+    Line("Memory", "memory.least_bytes_per_token", "least bytes per token", _scaled("B"), True),
     Line("Memory", "memory.bandwidth_bytes_per_second", "bandwidth", _scaled("B/s"), True),
     Line("Memory", "memory.ceiling_tokens_per_second", "ceiling, tokens per second", _short, True),
     Line("Memory", "memory.fraction_of_ceiling", "share of the ceiling", _percent),
@@ -102,7 +106,12 @@ LINES = (
     Line("DRAM", "dram.capacity_bytes", "capacity", _scaled("B", 1024)),
     Line("DRAM", "dram.used_bytes", "used, room for keys and values included", _scaled("B", 1024)),
     Line("DRAM", "dram.fits", "fits", lambda fits: "yes" if fits else "NO: capacity ignored"),
+    Line("Resources", "resources.device", "device"),
+    Line("Resources", "resources.fits", "fits", lambda fits: "yes" if fits else "NO"),
+    Line("Resources", "resources.share", "largest share", _percent),
+    Line("Resources", "resources.largest", "of"),
     Line("Resources", "resources.lut", "LUT", _whole, True),
+    Line("Resources", "resources.lutram", "of them RAM", _whole, True),
     Line("Resources", "resources.ff", "flip-flops", _whole, True),
     Line("Resources", "resources.bram", "block RAM", _short, True),
     Line("Resources", "resources.uram", "UltraRAM", _whole, True),
@@ -158,7 +167,11 @@ def rows(runs: Sequence[Named]) -> list[Row]:
             ratios = tuple(f"{value / first:.3g}x" if line.compare and value is not None and first and value != first else "" for value in values)
             sources = tuple(_source(report, line.place) for _, report in runs)
             found.append(Row(line.section, line.name, tuple("" if value is None else line.show(value) for value in values), ratios, sources))
-    parts = {"Time per token": ("dram.nanoseconds", lambda value: _seconds(value * 1e-9)), "Pins": ("dram.pin_bytes", _scaled("B"))}
+    parts = {
+        "Time per token": ("dram.nanoseconds", lambda value: _seconds(value * 1e-9)),
+        "Pins": ("dram.pin_bytes", _scaled("B")),
+        "Bytes per token": ("memory.bytes_by_kind", _scaled("B")),
+    }
     for section, (place, show) in {**parts, "Energy": ("energy.parts", _joules)}.items():
         found += _parts(runs, facts, section, place, show)
     return found + _accuracy(runs) + _lists(runs)

@@ -38,6 +38,9 @@ class PrefillFigures(Figures):
     tokens: int = Field(ge=1, description="tokens of the prompt")
     cycles: int = Field(ge=0, description="from start to the first generated token, the head included")
     seconds: float = Field(ge=0, description="time to first token at the configured clock")
+    limit: str | None = Field(
+        default=None, description="the unit that works most of the clocks it could: memory, lookup array, vector lanes, attention or head"
+    )
 
 
 class DecodeFigures(Figures):
@@ -45,6 +48,7 @@ class DecodeFigures(Figures):
     context: int = Field(ge=1, description="KV rows attended by the last of them, the present token included")
     cycles_per_token: float = Field(ge=0, description="mean")
     tokens_per_second: float = Field(ge=0, description="at the configured clock")
+    limit: str | None = Field(default=None, description="as in prefill")
     per_token: list[int] | None = Field(default=None, description="cycles of each; token i attends context - tokens + 1 + i rows")
 
     @model_validator(mode="after")
@@ -71,8 +75,14 @@ class RtlFigures(Figures):
 
 class MemoryFigures(Figures):
     bytes_per_token: float | None = Field(default=None, ge=0, description="read and written at the memory port for one decoded token")
+    bytes_by_kind: dict[str, float] | None = Field(default=None, description="of bytes_per_token")
+    least_bytes_per_token: float | None = Field(
+        default=None, ge=0, description="shared memory: weights at 1.6 bits, 8-bit head, 8-bit keys and values read and written at the context"
+    )
     bandwidth_bytes_per_second: float | None = Field(default=None, ge=0, description="of the port, after refresh")
-    ceiling_tokens_per_second: float | None = Field(default=None, ge=0, description="bandwidth over bytes per token")
+    ceiling_tokens_per_second: float | None = Field(
+        default=None, ge=0, description="bandwidth over the least bytes per token, or over those moved where absent"
+    )
     fraction_of_ceiling: float | None = Field(default=None, ge=0)
     fraction_of_row_bound: float | None = Field(default=None, ge=0, description="DRAM targets: share of the bound set by row activations")
     image_bytes: int | None = Field(default=None, ge=0, description="size of the memory image")
@@ -112,7 +122,13 @@ class RooflineFigures(Figures):
 
 
 class ResourceFigures(Figures):
+    device: str | None = Field(default=None, description="whose totals it is held against")
+    fits: bool | None = Field(default=None, description="every total within the device's limit")
+    exceeds: list[str] | None = Field(default=None, description="totals that are exceeded, the worst first")
+    share: float | None = Field(default=None, ge=0, description="largest share of a total")
+    largest: str | None = Field(default=None, description="the total of which it is")
     lut: int | None = Field(default=None, ge=0)
+    lutram: int | None = Field(default=None, ge=0, description="of lut: as RAM or shift register")
     ff: int | None = Field(default=None, ge=0)
     bram: float | None = Field(default=None, ge=0)
     uram: int | None = Field(default=None, ge=0)
@@ -205,6 +221,7 @@ class Report(Figures):
     assumptions: list[AssumptionFigures] | None = None
     energy: EnergyFigures | None = None
     accuracy: AccuracyFigures | None = None
+    backing: str | None = Field(default=None, description="RTL runs in which this configuration's words and cycles were held against the models")
     text: str | None = Field(default=None, description="prompt and generated text")
     provenance: dict[str, str] = Field(default={}, description='"rtl", "model" or "published: …" by field')
 

@@ -21,7 +21,6 @@ class CoreConfig(Config):
     target: Literal["ternary"] = "ternary"
     name: str = Field(description="name that reports carry")
     clock_hz: float = Field(gt=0, description="clock that reports turn cycles into seconds with")
-    device: str | None = Field(None, description="FPGA board whose totals the core is held against (a name that `lutra presets` lists); none: no check")
     group: int = Field(3, ge=2, le=5, description="trits per table (G)")
     tables: int = Field(ge=1, le=256, description="lookup tables (T): T*G activations are consumed per k-block")
     columns: int = Field(ge=1, le=256, description="output columns looked up per clock (Q)")
@@ -44,6 +43,7 @@ class CoreConfig(Config):
     program_words: int = Field(128, ge=16, le=4096, description="instructions the sequencer can hold")
     device_ram: Literal["block", "ultra"] = Field("block", description="deep buffers: block RAM, or UltraRAM where the device has it")
     memory_latency: int = Field(2, ge=2, le=64, description="clocks from a read request to its data, of weights and tables on chip")
+    device: str | None = Field(None, description="FPGA board whose totals the core is held against (a name that `lutra presets` lists); none: no check")
     memory: MemoryConfig | None = Field(None, description="shared memory that holds model and cache; without it everything is on chip")
     prefetch_beats: int = Field(2048, ge=1, description="beats of the next weights that are fetched before a layer's keys and values (shared memory)")
 

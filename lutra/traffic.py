@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes that a core moves at its memory, by kind, and the least that a token needs: what ceilings are made of."""
+
+from functools import cached_property
+from typing import Protocol
+
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Unit, When
+from lutra.hls_models.ternary.kv_layout import KvLayout
+from lutra.hls_models.ternary.memory import PORT_BYTES
+from lutra.hls_models.ternary.program import Program
+
+__all__ = ["Traffic"]
+
+KINDS = {
+    LoadTarget.WEIGHTS: "weights",
+    LoadTarget.PARAMS: "gains and scales",
+    LoadTarget.ROPE: "rotary rows",
+    LoadTarget.EMBED: "embedding",
+    LoadTarget.HEAD: "head",
+    LoadTarget.KV: "keys and values read",
+}
+WRITTEN = "keys and values written"
+
+
+class Size(Protocol):
+    """A pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def last(self) -> bool: ...
+
+
+class Traffic:
+    """Of a program on a core."""
+
+    def __init__(self, spec: CoreSpec, program: Program) -> None:
+        self.spec, self.program = spec, program
+
+    @cached_property
+    def layout(self) -> KvLayout:
+        """Keys and values in the shared memory."""
+        c, s = self.spec.config, self.spec.shape
+        return KvLayout(beat_bytes=c.beat_bytes, layers=s.layers, kv_heads=s.kv_heads, head_dim=s.head_dim, context=s.context, key_tile=c.key_tile)
+
+    def read(self, size: Size, instruction: Instruction) -> int:
+        """Bytes that an instruction reads in a pass."""
+        if instruction.unit is not Unit.LOADER or instruction.when not in (When.ALWAYS, When.LAST if size.last else When.NOT_LAST):
+            return 0
+        f = instruction.fields
+        if f["mode"] == LoadMode.TILES:
+            return self._tiles(size.tokens, size.position) * self.program.beat_bytes
+        return f["beats"] * self.program.beat_bytes * (1 if f["mode"] == LoadMode.DIRECT else size.tokens)
+
+    def _tiles(self, tokens: int, position: int) -> int:
+        """Beats of a layer's tiles."""
+        return sum(tile.beats for tile in self.layout.order(0, tokens, position))
+
+    def by_kind(self, size: Size) -> dict[str, int]:
+        """Bytes of a pass."""
+        found: dict[str, int] = {}
+        for instruction in self.program.instructions:
+            moved = self.read(size, instruction)
+            if moved:
+                kind = KINDS[LoadTarget(instruction.fields["target"])]
+                found[kind] = found.get(kind, 0) + moved
+        if self.spec.config.memory:
+            s = self.spec.shape
+            found[WRITTEN] = 2 * s.layers * s.kv_heads * size.tokens * self.layout.row_writes * PORT_BYTES
+        return found
+
+    def total(self, size: Size) -> int:
+        """Bytes of a pass, of all kinds."""
+        return sum(self.by_kind(size).values())
+
+    def ideal(self, context: int) -> float:
+        """The least that a decoded token moves: trits at five to a byte, the 8-bit head, 8-bit values of ``context`` rows read and of one written. Scales,
+        padding and the token's embedding are not counted (as docs/kv260.md defines the ceiling)."""
+        s = self.spec.shape
+        return s.ternary_weights / 5 + s.vocabulary * s.hidden + 2 * s.layers * s.kv_columns * (context + 1)
