@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lutra import engine, pim_run
+from lutra.exploration.fit import check_fit, figures_of
 from lutra.hls_models.errors import ConfigError, LutraError, MismatchError, ModelError
 from lutra.hls_models.load import nearest, preset_names
 from lutra.hls_models.pim.config import PimConfig
@@ -33,12 +34,13 @@ from lutra.inputs import (
     tokenizer,
     within,
 )
-from lutra.progress import step
+from lutra.progress import note, step
+from lutra.proofs import backing
 from lutra.runs import Run, create_run, open_run, update_run, write_whole
 from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
-    from lutra.exploration import Exploration
+    from lutra.exploration.search import Exploration
     from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
@@ -85,6 +87,9 @@ def compile_model(model: str | Path, config: str | Path | AnyConfig = DEFAULT_CO
     with step("reading the model"):
         source, opened = open_named(model, sizes)
     spec = _spec(sizes, shape_of(opened))
+    taken = check_fit(spec)
+    if taken and taken[1]:
+        raise ConfigError(f"{taken[1]}; without device: in the configuration it compiles for any")
     target = Path(out) if out else Path("runs") / re.sub(r"[^\w.-]+", "_", f"{spec.shape.name}-{sizes.name}")
     with create_run(target, command="compile", config=sizes) as draft:
         draft.inputs["model"] = facts(source, spec.shape)
@@ -200,7 +205,12 @@ def estimate(
         program = engine.compile_program(shape_of(opened), sizes)
     with step("counting cycles"):
         timing = engine.timing(spec, program, prompt=prompt, contexts=[rows])
-    found = report_of(spec, program, timing).model_copy(update={"rtl": RtlFigures(simulated=False)})
+    found = report_of(spec, program, timing).model_copy(update={"rtl": RtlFigures(simulated=False), "backing": backing(spec)})
+    taken = check_fit(spec)
+    if taken:
+        found = found.model_copy(update={"resources": figures_of(taken[0]), "provenance": {**found.provenance, "resources": "model"}})
+        if taken[1]:
+            note(f"warning: {taken[1]}")
     if out is not None:
         with create_run(out, command="estimate", config=sizes) as draft:
             draft.inputs |= {"model": facts(source, spec.shape), "prompt": {"tokens": prompt}, "context": rows}

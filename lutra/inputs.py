@@ -67,6 +67,10 @@ def any_config(config: str | Path | AnyConfig) -> AnyConfig:
         interval = load_timing(found.timing).cycles("tREFI")
         if found.refresh_phase > interval:
             raise ConfigError(f"config {found.name}: refresh_phase must be at most tREFI of {found.timing} ({interval} cycles), not {found.refresh_phase}")
+    elif found.device is not None:
+        from lutra.fpga_flows.devices import load_device
+
+        load_device(found.device)  # a misspelt one is refused before any work
     return found
 
 

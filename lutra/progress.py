@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Update", "quiet", "step"]
+__all__ = ["Update", "note", "quiet", "step"]
 
 Update = Callable[[int, int], None]
 """Called with (done, total); a total of 0 means that it is not known."""
@@ -17,6 +17,12 @@ def quiet(silent: bool = True) -> None:
     """Turns all progress off (or on again)."""
     global _quiet
     _quiet = silent
+
+
+def note(text: str) -> None:
+    """One line on standard error for what is no mistake and should be known, terminal or not."""
+    if not _quiet:
+        print(text, file=sys.stderr)
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lutra.exploration.space import Point, Space
-from lutra.fpga_flows.devices import Device, Excess
+from lutra.fpga_flows.devices import Device, Excess, load_device
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.schema import ResourceFigures
 
-__all__ = ["Count", "Fit", "counter", "fit_of", "memory_bytes", "nearest_fit", "refusal"]
+__all__ = ["Count", "Fit", "check_fit", "counter", "figures_of", "fit_of", "memory_bytes", "nearest_fit", "refusal"]
 
 Used = Mapping[str, float]
 Count = Callable[[CoreSpec], Used]
@@ -83,3 +84,32 @@ def refusal(spec: CoreSpec, device: Device, fit: Fit, count: Count) -> str:
     point, other = found
     changed = ", ".join(f"{name} {str(value).lower()}" for name, value in space.changes(point).items())
     return f"{text}; nearest that fits: {changed} ({other.kind} {100 * other.share:.0f} %)"
+
+
+def check_fit(spec: CoreSpec) -> tuple[Fit, str | None] | None:
+    """(what the core takes of the device that its configuration names, one line where that is too much); None where it names none."""
+    if spec.config.device is None:
+        return None
+    device = load_device(spec.config.device)
+    count = counter(device)
+    fit = fit_of(spec, device, count)
+    return fit, refusal(spec, device, fit, count) if fit.excess else None
+
+
+def figures_of(fit: Fit) -> ResourceFigures:
+    """For a report."""
+    used = {kind: round(fit.used[kind]) for kind in ("lut", "lutram", "ff", "uram", "dsp") if kind in fit.used}
+    return ResourceFigures(
+        device=fit.device.name,
+        fits=not fit.excess,
+        exceeds=[str(one) for one in fit.excess] or None,
+        share=fit.share,
+        largest=fit.kind,
+        lut=used.get("lut"),
+        lutram=used.get("lutram"),
+        ff=used.get("ff"),
+        bram=fit.used.get("bram36"),
+        uram=used.get("uram"),
+        dsp=used.get("dsp"),
+        source="model fitted to synthesis of the blocks by yosys (docs/kv260.md)",
+    )
