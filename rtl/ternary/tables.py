@@ -112,16 +112,16 @@ class Table(wiring.Component):
         sums = []
         for i in range(lanes):
             total = Signal(bits, name=f"sum_{i}", reset_less=True)
-            held = [Signal(bits, name=f"difference_{i}_{c}", reset_less=True) for c in range(group)]
+            held = [Signal(bits, name=f"negated_{i}_{c}", reset_less=True) for c in range(group)]
             chosen = Signal(bits, name=f"chosen_{i}")
             with m.Switch(self.pick):
                 for c in range(group):
                     with m.Case(c):
                         m.d.comb += chosen.eq(held[c])
             with m.If(self.loads[i]):
-                m.d.sync += [total.eq(start), *(held[c].eq(differences[c]) for c in range(group))]
+                m.d.sync += [total.eq(start), *(held[c].eq(-differences[c]) for c in range(group))]
             with m.Elif(self.progress):
-                m.d.sync += total.eq(total + chosen)
+                m.d.sync += total.eq(total - chosen)  # synthesis keeps a difference's operands in order: one look-up table per bit
             sums.append(total)
         m.d.comb += [write.addr.eq(self.write_address), write.data.eq(Cat(sums)), write.en.eq(self.progress)]
         address_bits, row = config.entry_bits + 1, lanes * bits
