@@ -69,7 +69,8 @@ def _loader(c: LoaderConfig) -> list[Primitives]:
 
 
 def _control(spec: CoreSpec) -> list[Primitives]:
-    return [lut_ram(FAMILY, INSTRUCTION_BITS, spec.config.program_words)]
+    style = "block" if spec.config.device_ram == "ultra" else "distributed"
+    return [styled_ram(FAMILY, style, INSTRUCTION_BITS, spec.config.program_words)]
 
 
 MEMORIES: Mapping[str, Callable[[Any], list[Primitives]]] = {

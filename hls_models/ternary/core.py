@@ -67,7 +67,9 @@ class CoreSpec(Config):
             max_k=self.widest_input,
             max_tile_columns=c.max_tile_columns,
             allow_stalls=c.allow_stalls,
+            tree=c.tree,
             activation_ram=c.device_ram,
+            drain_ram="block" if c.device_ram == "ultra" else "distributed",
         )
 
     @cached_property

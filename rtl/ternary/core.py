@@ -65,7 +65,12 @@ class Core(wiring.Component):
         m.submodules.dispatch = dispatch = Dispatch(depth=config.queue)
         id_bits = max(1, (shape.vocabulary - 1).bit_length())
         m.submodules.sequencer = sequencer = Sequencer(
-            beat_bytes=config.beat_bytes, program_words=config.program_words, chunk=config.chunk, context=shape.context, id_bits=id_bits
+            beat_bytes=config.beat_bytes,
+            program_words=config.program_words,
+            chunk=config.chunk,
+            context=shape.context,
+            id_bits=id_bits,
+            program_ram="block" if config.device_ram == "ultra" else "distributed",
         )
         m.submodules.registers = registers = Registers(context=shape.context, id_bits=id_bits, best=config.best, config_hash=spec.hash)
 
