@@ -5,6 +5,8 @@ python -m benchmarks                        all that need no file
 python -m benchmarks speed                  RTL, golden and cycle model of the tiny core
 python -m benchmarks blocks                 block RAMs of the tiny core on an ECP5, counted by yosys
 python -m benchmarks pim                    PIM tokens: GPT-3 XL and its row bound, eight models, contexts, channels; writes docs/pim.md
+python -m benchmarks kv260                  full-size models on a KV260: decode, prefill, curves, TeLLMe's schedule; writes docs/kv260.md
+python -m benchmarks kv260_page             docs/kv260.md once more, from the newest stored figures
 python -m benchmarks pim_page               docs/pim.md and its plots once more, from the newest stored figures of `pim`
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
@@ -24,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, blocks, minilm, pim, pim_accuracy, pim_functions, pim_page, pim_plots, pim_speed, speed
+from benchmarks import accuracy, blocks, kv260, kv260_page, kv260_plots, minilm, pim, pim_accuracy, pim_functions, pim_page, pim_plots, pim_speed, speed
 from lutra.hls_models.errors import LutraError
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -42,6 +44,7 @@ def machine() -> dict[str, Any]:
 MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": speed.measure,
     "blocks": blocks.count,
+    "kv260": kv260.measure,
     "pim": pim.measure,
     "pim_speed": pim_speed.measure,
     "pim_functions": pim_functions.measure,
@@ -60,12 +63,31 @@ def draw_pim(path: Path) -> None:
     (RESULTS.parent / "pim.md").write_text(pim_page.page(stored, stored["date"], stored["machine"]), encoding="utf-8")
 
 
+def newest(name: str) -> dict[str, Any] | None:
+    """The newest stored result of a benchmark."""
+    stored = sorted(RESULTS.glob(f"{name}-2*.json"))
+    return json.loads(stored[-1].read_text()) if stored else None
+
+
+def draw_kv260(path: Path) -> None:
+    """The page of full-size models and its plot from a stored result, with what other benchmarks stored; the RTL runs that reports name."""
+    stored = json.loads(path.read_text())
+    kv260_plots.draw(stored, RESULTS)
+    others = {name: result for name in ("resources", "drafts", "planes", "bulk") if (result := newest(name))}
+    (RESULTS.parent / "kv260.md").write_text(kv260_page.page(stored, stored["date"], stored["machine"], others), encoding="utf-8")
+
+
+PAGES: dict[str, Callable[[Path], None]] = {"pim": draw_pim, "kv260": draw_kv260}
+"""Benchmarks with a page of their own."""
+
+
 def main(arguments: list[str]) -> int:
     """Runs the named benchmarks, all that need no file if none is named; keeps each result in ``docs/results``."""
-    stored = sorted(RESULTS.glob("pim-2*.json"))
-    if arguments == ["pim_page"] and stored:
-        draw_pim(stored[-1])
-        return 0
+    for page, draw in PAGES.items():
+        stored = sorted(RESULTS.glob(f"{page}-2*.json"))
+        if arguments == [f"{page}_page"] and stored:
+            draw(stored[-1])
+            return 0
     runs: dict[str, Callable[[], dict[str, Any]]] = {}
     if len(arguments) == 2 and arguments[0] in ON_TEXT:
         runs[arguments[0]] = partial(ON_TEXT[arguments[0]], Path(arguments[1]))
@@ -84,9 +106,9 @@ def main(arguments: list[str]) -> int:
         today, about = date.today().isoformat(), machine()
         path = RESULTS / f"{name}-{today}.json"
         path.write_text(json.dumps({"benchmark": name, "date": today, "machine": about, **result}, indent=1) + "\n")
-        if name == "pim":
-            draw_pim(path)
-            print(pim_page.tables(result))
+        if name in PAGES:
+            PAGES[name](path)
+            print((pim_page if name == "pim" else kv260_page).tables(result))
         else:
             print(json.dumps(result, indent=1))
         print(f"kept in docs/results/{path.name}")

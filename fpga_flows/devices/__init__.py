@@ -16,7 +16,7 @@ __all__ = ["Device", "DeviceMemory", "Excess", "device_names", "load_device"]
 
 HERE = Path(__file__).parent
 Kind = Literal["lut", "lutram", "ff", "bram36", "bram18", "uram", "dsp"]
-Choice = int | bool
+Choice = bool | int | str
 
 
 class DeviceMemory(Config):

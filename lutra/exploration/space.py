@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,8 +20,9 @@ from lutra.hls_models.ternary.memory import MemoryConfig
 
 __all__ = ["Point", "Space"]
 
-Point = tuple[int | bool, ...]
-"""A value of every size, in the order of the space's names."""
+Choice = bool | int | str
+Point = tuple[Any, ...]
+"""A value of every size (``Choice``), in the order of the space's names."""
 
 DERIVED = {
     "lane_groups": "chunk / lanes: groups of lanes in a prefill pass",
@@ -35,7 +37,7 @@ DERIVED = {
 class Space:
     """Values of each size, and what does not vary: the configuration ``base`` and the shape."""
 
-    sizes: Mapping[str, Sequence[int | bool]]
+    sizes: Mapping[str, Sequence[Choice]]
     base: CoreConfig
     shape: ModelShape
 
@@ -88,7 +90,7 @@ class Space:
             steps += sum(min(a, b) < value <= max(a, b) for value in values) if a != b else 0
         return steps, sum(a != b for a, b in zip(point, self.start, strict=True))
 
-    def changes(self, point: Point) -> dict[str, int | bool]:
+    def changes(self, point: Point) -> dict[str, Choice]:
         """What differs from the base."""
         return {name: a for name, a, b in zip(self.names, point, self.start, strict=True) if a != b}
 
@@ -108,7 +110,7 @@ class Space:
             values["beat_bytes"] = MemoryConfig.model_validate(values["memory"]).beat_bytes
         values["params_rows"] = self.base.params_rows * self.base.vector_lanes // v
         values["rope_rows"] = max(8, 1 << (values["chunk"] * self.shape.head_dim // v - 1).bit_length())
-        values["name"] = f"{self.base.name}-{'-'.join(str(int(value)) for value in point)}"
+        values["name"] = f"{self.base.name}-{'-'.join(str(int(value) if isinstance(value, bool) else value) for value in point)}"
         try:
             return CoreConfig.model_validate(values)
         except ValidationError:

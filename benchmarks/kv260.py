@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The preset kv260 on the cycle model: decode over contexts, time to the first token over prompts, curves of bandwidth, ports, clock and refresh.
+
+Shapes alone are enough. A context of n: n rows of keys and values are attended, the present token included. Contexts beyond a model's own positions are
+timed on the same sizes with room for 4,096 tokens; only addresses differ.
+"""
+
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import tellme
+from lutra import engine
+from lutra.exploration.fit import check_fit
+from lutra.figures import report_of
+from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.load import load_config
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.config import CoreConfig
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.resources import KINDS
+from lutra.mapping.catalogue import open_model
+from lutra.progress import step
+from lutra.proofs import backing, sizes_hash
+
+__all__ = ["CONTEXTS", "MODELS", "PRESET", "PROMPTS", "Case", "cases", "measure", "timed"]
+
+PRESET = "kv260"
+MODELS = ("bitnet-0.73b", "bitnet-2b4t")
+CONTEXTS = (1, 16, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+PROMPTS = (64, 128, 512, 2048, 4096)
+CURVE_CONTEXTS = (128, 1024)
+CURVE_PROMPT = 128
+ROOM = 4096
+
+Changes = tuple[tuple[str, Any], ...]
+CURVES: dict[str, dict[str, Changes]] = {
+    "bandwidth": {
+        "12.7 GB/s": (("rate_numerator", 127), ("rate_denominator", 160)),
+        "14.0 GB/s": (("rate_numerator", 7), ("rate_denominator", 8)),
+        "15.0 GB/s": (("rate_numerator", 15), ("rate_denominator", 16)),
+        "16.0 GB/s (preset)": (),
+    },
+    "clock, four ports": {f"{mhz} MHz": (("clock_hz", mhz * 1e6),) for mhz in (200, 225, 250, 275, 300)},
+    "ports at 250 MHz, 19.2 GB/s at most": {
+        "4 ports": (),
+        "5 ports": (("ports", 5), ("rate_numerator", 24), ("rate_denominator", 25)),
+        "6 ports": (("ports", 6), ("rate_numerator", 4), ("rate_denominator", 5)),
+    },
+    "refresh": {"none visible (preset)": (), "88 of 1,950 cycles": (("refresh_period", 1950), ("refresh_window", 88))},
+}
+"""Variants by curve: what differs from the preset. 12.7 GB/s is what bitnet-kv260 reached on its body, 19.2 the DDR4's peak."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a variant of the preset."""
+
+    curve: str
+    name: str
+    model: str
+    changes: Changes = ()
+    prompts: tuple[int, ...] = (CURVE_PROMPT,)
+    contexts: tuple[int, ...] = CURVE_CONTEXTS
+
+
+def cases() -> list[Case]:
+    """The longest first."""
+    found = [Case("preset", PRESET, model, (), PROMPTS, CONTEXTS) for model in reversed(MODELS)]
+    return found + [Case(curve, name, model, changes) for model in MODELS for curve, variants in CURVES.items() for name, changes in variants.items()]
+
+
+def core(case: Case) -> CoreSpec:
+    """Its core; ConfigError where the variant is not possible for the model."""
+    values = load_config(PRESET, CoreConfig).model_dump()
+    for name, value in case.changes:
+        (values["memory"] if name in values["memory"] else values)[name] = value
+    values["beat_bytes"] = 16 * values["memory"]["ports"]
+    shape = open_model(case.model)
+    assert isinstance(shape, ModelShape)
+    try:
+        spec = CoreSpec(config=CoreConfig.model_validate(values), shape=shape.model_copy(update={"context": max(ROOM, shape.context)}))
+    except ValueError as error:
+        raise ConfigError(str(error).split("\n")[2].strip().removeprefix("Value error, ").split(" [type=")[0]) from None
+    return spec
+
+
+def timed(case: Case) -> dict[str, Any]:
+    """Figures of a case, or ``refused`` with the reason."""
+    found: dict[str, Any] = {"curve": case.curve, "name": case.name, "model": case.model}
+    begin = time.process_time()
+    try:
+        spec = core(case)
+        program = engine.compile_program(spec.shape, spec.config)
+    except ConfigError as error:
+        return found | {"refused": str(error)}
+    prefill, decode, facts = [], [], {}
+    for prompt in case.prompts:
+        report = report_of(spec, program, engine.timing(spec, program, prompt=prompt, contexts=[]))
+        assert report.prefill is not None
+        prefill.append({"tokens": prompt, "cycles": report.prefill.cycles, "seconds": report.prefill.seconds, "limit": report.prefill.limit})
+    for context in case.contexts:
+        report = report_of(spec, program, engine.timing(spec, program, prompt=1, contexts=[context]))
+        assert report.decode is not None and report.memory is not None
+        facts = {
+            "bits_per_weight": report.memory.bits_per_weight,
+            "bandwidth": report.memory.bandwidth_bytes_per_second,
+            "image_bytes": report.memory.image_bytes,
+        }
+        decode.append(
+            {
+                "context": context,
+                "cycles": int(report.decode.cycles_per_token),
+                "tokens_per_second": report.decode.tokens_per_second,
+                "ceiling": report.memory.ceiling_tokens_per_second,
+                "fraction": report.memory.fraction_of_ceiling,
+                "limit": report.decode.limit,
+                "bytes": report.memory.bytes_per_token,
+                "least_bytes": report.memory.least_bytes_per_token,
+                "bytes_by_kind": report.memory.bytes_by_kind,
+            }
+        )
+    taken = check_fit(spec)
+    assert taken is not None
+    fit = taken[0]
+    return (
+        found
+        | facts
+        | {
+            "clock_hz": spec.config.clock_hz,
+            "positions": open_model(case.model).context,
+            "parameters": spec.shape.parameters,
+            "core": sizes_hash(spec),
+            "backing": backing(spec),
+            "sizes": spec.config.model_dump(mode="json"),
+            "prefill": prefill,
+            "decode": decode,
+            "resources": {kind: round(fit.used[kind], 1) for kind in KINDS},
+            "fits": not fit.excess,
+            "cpu_seconds": round(time.process_time() - begin, 2),
+        }
+    )
+
+
+def measure(cores: int | None = None) -> dict[str, Any]:
+    """Every case by curve, and TeLLMe's schedule; ``seconds`` of wall-clock time on ``cores`` (default: all of them)."""
+    begin, todo = time.perf_counter(), cases()
+    found: dict[str, list[dict[str, Any]]] = {}
+    with step("timing kv260") as update, multiprocessing.get_context("spawn").Pool(cores or os.cpu_count()) as pool:
+        for done, figures in enumerate(pool.imap(timed, todo), 1):
+            found.setdefault(figures["curve"], []).append(figures)
+            update(done, len(todo))
+    return {"seconds": round(time.perf_counter() - begin, 1), "cores": cores or os.cpu_count(), "tellme": tellme.measure(), "curves": found}

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/kv260.md from the figures of ``benchmarks.kv260`` and whatever stored results of synthesis, bulk runs, drafts and planes there are."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks import published
+from benchmarks.kv260 import CONTEXTS, MODELS, PROMPTS
+from benchmarks.published import Figure
+from lutra.fpga_flows.devices import load_device
+
+__all__ = ["page", "preset_of", "tables"]
+
+Row = dict[str, Any]
+NAMES = {"bitnet-0.73b": "BitNet 0.73B", "bitnet-2b4t": "BitNet 2B4T"}
+LUTS = {"lut": "LUT", "lutram": "of them LUT-RAM", "ff": "flip-flops", "bram36": "BRAM36", "uram": "URAM", "dsp": "DSP"}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    align = "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"
+    return "\n".join(["| " + " | ".join(head) + " |", align, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def preset_of(result: Row, model: str) -> Row:
+    """Figures of the preset itself."""
+    return next(row for row in result["curves"]["preset"] if row["model"] == model)
+
+
+def _at(rows: Iterable[Row], key: str, value: int) -> Row | None:
+    return next((row for row in rows if row[key] == value), None)
+
+
+def _mark(figure: Figure, form: str, sign: str = "") -> str:
+    return f"{sign}{figure.value:{form}} ({figure.how}{', relayed' if figure.relayed else ''})"
+
+
+def _ours(value: float | None, form: str, proof: str | None) -> str:
+    return "—" if value is None else f"**{value:{form}}** (predicted{', RTL-backed' if proof else ''})"
+
+
+def _versus(result: Row, model: str) -> str:
+    """Ours beside theirs, one line a figure."""
+    ours, designs = preset_of(result, model), [design for design in published.DESIGNS if design.model == model]
+    proof = ours["backing"]
+
+    def line(name: str, own: str, cells: Iterable[str]) -> list[str]:
+        return [name, own, *cells]
+
+    def cell(figure: Figure | None, form: str) -> str:
+        return "—" if figure is None else _mark(figure, form)
+
+    best = _at(ours["decode"], "context", 128)
+    assert best is not None
+    rows = [
+        line(
+            "decode, tokens/s (context not given; ours at 128)", _ours(best["tokens_per_second"], ".1f", proof), (cell(d.decode.get(0), ".2f") for d in designs)
+        )
+    ]
+    for context in (1, 1024, 2048, 4096):
+        found = _at(ours["decode"], "context", context)
+        own = _ours(found["tokens_per_second"] if found else None, ".1f", proof)
+        rows.append(line(f"decode at context {context:,}, tokens/s", own, (cell(d.decode.get(context), ".0f") for d in designs)))
+    for prompt in PROMPTS:
+        found = _at(ours["prefill"], "tokens", prompt)
+        own = _ours(found["seconds"] if found else None, ".3f", proof)
+        rows.append(line(f"time to first token of {prompt:,}, s", own, (cell(d.ttft.get(prompt), ".2f") for d in designs)))
+    rows.append(line("bits moved per useful weight", _ours(ours["bits_per_weight"], ".3f", proof), (cell(d.bits_per_weight, ".3f") for d in designs)))
+    for kind, name in LUTS.items():
+        own = f"**{ours['resources'][kind]:,.0f}** (predicted: fitted model)"
+        rows.append(line(name, own, (cell(d.resources.get(kind), ",.1f" if kind == "bram36" else ",.0f") for d in designs)))
+    rows.append(line("power, W", "— (no measured source)", (cell(d.watts, ".2f") for d in designs)))
+    head = [NAMES[model], "lutra, preset `kv260`", *(d.name for d in designs)]
+    notes = "\n".join(f"- {d.name}: {d.source}" + (f"; {d.note}." if d.note else ".") for d in designs)
+    return f"{_table(head, rows)}\n\n{notes}"
+
+
+def _decode(result: Row) -> str:
+    head = ["context", *(f"{NAMES[m]}: {text}" for m in MODELS for text in ("tokens/s", "ceiling", "share", "limited by"))]
+    rows = []
+    for context in CONTEXTS:
+        cells = []
+        for model in MODELS:
+            one = preset_of(result, model)
+            found = _at(one["decode"], "context", context)
+            star = "*" if context > one["positions"] else ""
+            cells += (
+                [f"{found['tokens_per_second']:.2f}{star}", f"{found['ceiling']:.2f}", f"{100 * found['fraction']:.2f} %", found["limit"]]
+                if found
+                else ["—"] * 4
+            )
+        rows.append([f"{context:,}", *cells])
+    return _table(head, rows)
+
+
+def _ttft(result: Row) -> str:
+    goals = {64: 0.06, 128: 0.11, 512: 0.65}
+    rows = []
+    for prompt in PROMPTS:
+        cells = []
+        for model in MODELS:
+            one = preset_of(result, model)
+            found = _at(one["prefill"], "tokens", prompt)
+            star = "*" if prompt > one["positions"] else ""
+            cells += [f"{found['cycles']:,}", f"{found['seconds']:.4f}{star}", found["limit"]] if found else ["—"] * 3
+        rows.append([f"{prompt:,}", f"{goals[prompt]:.2f}" if prompt in goals else "—", *cells])
+    return _table(["prompt", "asked of 0.73B, s", *(f"{NAMES[m]}: {text}" for m in MODELS for text in ("cycles", "s", "limited by"))], rows)
+
+
+def _bytes(result: Row) -> str:
+    rows, context = [], 128
+    found = {model: _at(preset_of(result, model)["decode"], "context", context) for model in MODELS}
+    kinds = list(dict.fromkeys(kind for row in found.values() if row for kind in row["bytes_by_kind"]))
+    for kind in kinds:
+        rows.append([kind, *(f"{row['bytes_by_kind'].get(kind, 0) / 1e6:,.3f}" if row else "—" for row in found.values())])
+    rows.append(["**together**", *(f"**{row['bytes'] / 1e6:,.3f}**" if row else "—" for row in found.values())])
+    rows.append(["least (1.6-bit weights, 8-bit head, 8-bit keys and values)", *(f"{row['least_bytes'] / 1e6:,.3f}" if row else "—" for row in found.values())])
+    rows.append(["bits per useful ternary weight", *(f"{preset_of(result, m)['bits_per_weight']:.4f}" for m in MODELS)])
+    return _table([f"megabytes of a token at context {context}", *(NAMES[m] for m in MODELS)], rows)
+
+
+def _curves(result: Row) -> str:
+    parts = []
+    for curve, points in result["curves"].items():
+        if curve == "preset":
+            continue
+        rows, refused = [], []
+        for point in points:
+            if "refused" in point:
+                rows.append([point["name"], NAMES[point["model"]], *["—"] * 5])
+                refused.append(f"{point['name']}, {NAMES[point['model']]}: `{point['refused']}`")
+                continue
+            decode = [f"{row['tokens_per_second']:.2f} ({100 * row['fraction']:.1f} %)" for row in point["decode"]]
+            rows.append(
+                [
+                    point["name"],
+                    NAMES[point["model"]],
+                    f"{point['bandwidth'] / 1e9:.2f}",
+                    *decode,
+                    f"{point['prefill'][0]['seconds']:.4f}",
+                    point["prefill"][0]["limit"],
+                ]
+            )
+        head = [curve, "model", "GB/s", "tokens/s at 128 (share of ceiling)", "at 1,024", "time to first token of 128, s", "limited by"]
+        parts.append(_table(head, rows) + ("\n\nNot possible: " + "; ".join(refused) + "." if refused else ""))
+    return "\n\n".join(parts)
+
+
+def _fits(result: Row, synthesis: Row | None) -> str:
+    device = load_device("kv260")
+    rows = []
+    for kind, name in LUTS.items():
+        total = device.totals[kind]  # type: ignore[index]  # kinds of this device
+        cells = [f"{preset_of(result, m)['resources'][kind]:,.0f} ({100 * preset_of(result, m)['resources'][kind] / total:.1f} %)" for m in MODELS]
+        rows.append([name, f"{total:,.0f}", f"{device.limit * total:,.0f}", *cells])
+    text = _table(["", "KV260", f"{100 * device.limit:.0f} %", *(f"core for {NAMES[m]}, fitted model" for m in MODELS)], rows)
+    return text + ("\n\n" + synthesis["text"] if synthesis and "text" in synthesis else "")
+
+
+def _tellme(result: Row) -> str:
+    found = result["tellme"]
+    tokens = found["tokens"]
+    kinds = list(dict.fromkeys(kind for token in tokens for kind in token["milliseconds"]))
+    rows = [[f"{kind}, ms", *(f"{token['milliseconds'].get(kind, 0):.2f}" for token in tokens)] for kind in kinds]
+    rows.append(["**tokens/s**", *(f"**{token['tokens_per_second']:.1f}**" for token in tokens)])
+    rows.append(["bits per useful weight (theirs: 2.064)", *(f"{token['bits_per_weight']:.3f}" for token in tokens)])
+    rows.append(["share of the engine's time in lookups (theirs: 55 %)", *(f"{100 * token['lookup_share']:.1f} %" for token in tokens)])
+    head = ["", *(f"{token['ports']} port{'s' if token['ports'] > 1 else ''}, context {token['context']:,}" for token in tokens)]
+    facts = "\n".join(f"- {name}: {text}" for name, text in found["facts"].items())
+    assumed = "\n".join(f"- {name}: {text}" for name, text in found["assumed"].items())
+    return f"{_table(head, rows)}\n\nTheirs:\n\n{facts}\n\nAssumed, since no source at hand tells:\n\n{assumed}"
+
+
+def _proof(result: Row) -> str:
+    lines = [f"- {NAMES[m]}: {preset_of(result, m)['backing'] or 'no RTL run of a core of these sizes is stored yet'}." for m in MODELS]
+    return "\n".join(lines)
+
+
+def tables(result: Row) -> str:
+    """The figures by themselves, for the terminal."""
+    return "\n\n".join([*(_versus(result, model) for model in MODELS), _decode(result), _ttft(result), _bytes(result), _curves(result), _tellme(result)])
+
+
+def page(result: Row, date: str, machine: Row, others: Mapping[str, Row]) -> str:
+    """The whole page in Markdown; ``others``: further stored results by benchmark."""
+    sizes = preset_of(result, MODELS[0])["sizes"]
+    memory = sizes["memory"]
+    return f"""<!-- SPDX-License-Identifier: Apache-2.0 -->
+<!-- Written by `python -m benchmarks kv260`: change benchmarks/kv260_page.py, not this file. -->
+# BitNet 0.73B and 2B4T on a KV260: at the speed of its memory
+
+Preset `kv260`: {sizes["tables"]} tables x {sizes["columns"]} columns x {sizes["lanes"]} token lanes, G = {sizes["group"]},
+{sizes["vector_lanes"]} vector lanes, {memory["ports"]} AXI4 ports of 128 bits, {sizes["clock_hz"] / 1e6:.0f} MHz, 16.0 GB/s, which was proven on the board;
+no refresh is visible at the ports (it is inside that figure). *predicted*: cycles of the model that the RTL is held against at every handshake
+([architecture.md](architecture.md), part 5); *RTL-backed*: a run on the RTL of a core of these sizes is stored (below). Nothing of ours was measured on a
+board: the clock is a claim until a routed design backs it. *measured*: on a board, by the authors; *relayed*: seen in a third party's text only; —: nobody
+says.
+
+Written by `python -m benchmarks kv260` on {date}, in {result["seconds"]:.0f} s on {result["cores"]} cores of {machine["processor"]}, Python
+{machine["python"]}. All figures: [results/kv260-{date}.json](results/kv260-{date}.json). Times do not depend on weights: all are from shapes.
+
+## Against the published numbers
+
+{_versus(result, "bitnet-0.73b")}
+
+{_versus(result, "bitnet-2b4t")}
+
+{published.ELSEWHERE}
+
+## Decode against the ceiling
+
+Ceiling: bandwidth over the least bytes of a token: ternary weights at 1.6 bits, the 8-bit head, 8-bit keys and values of the context read and of one token
+written (scales, padding, gains, rotary rows and the embedding are ours to bear). A context of n attends n rows, the present token included. `*`: beyond the
+model's own positions, so a shape only. Drafted verification and the two-plane head are not counted here.
+
+{_decode(result)}
+
+![Tokens per second against context](results/kv260-decode.svg)
+
+## Time to the first token
+
+From the start pulse to the first token, the head included.
+
+{_ttft(result)}
+
+## Bytes
+
+{_bytes(result)}
+
+## Curves
+
+{_curves(result)}
+
+{_extra(others)}## What it takes of the device
+
+{_fits(result, others.get("resources"))}
+
+## What backs the figures
+
+{_proof(result)}
+
+## TeLLMe v2's serial schedule on our cycle models
+
+Where the factor comes from: the same model on an engine and a schedule like theirs, built from our units' cycle models (`benchmarks/tellme.py`), beside the 25
+tokens/s that they measured.
+
+{_tellme(result)}
+"""
+
+
+def _extra(others: Mapping[str, Row]) -> str:
+    """Sections of further stored results that bring their own text."""
+    titles = {"drafts": "Past the ceiling: drafted tokens", "planes": "Past the ceiling: the head in two planes"}
+    return "".join(f"## {title}\n\n{others[name]['text']}\n\n" for name, title in titles.items() if "text" in others.get(name, {}))
