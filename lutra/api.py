@@ -364,11 +364,12 @@ def reports(runs: Sequence[str | Path]) -> list[tuple[str, Report]]:
 
 
 def shipped() -> dict[str, list[str]]:
-    """Names of everything that ships: presets, models, shapes."""
+    """Names of everything that ships: presets, devices, models, shapes."""
+    from lutra.fpga_flows.devices import device_names
     from lutra.hls_models.pim.timing import timing_names
     from lutra.mapping.catalogue import model_names, shape_names
 
-    return {"presets": preset_names(), "timings": timing_names(), "models": model_names(), "shapes": shape_names()}
+    return {"presets": preset_names(), "timings": timing_names(), "devices": device_names(), "models": model_names(), "shapes": shape_names()}
 
 
 def write_file(path: str | Path, text: str) -> None:

@@ -303,7 +303,7 @@ def presets(
     schema: Annotated[bool, typer.Option("--schema", help="The configuration's JSON schema: editors check and complete YAML with it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Shipped configurations, models and shapes."""
+    """Shipped configurations, devices, models and shapes."""
     if schema:
         from pydantic import TypeAdapter
 

