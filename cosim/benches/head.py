@@ -52,7 +52,8 @@ def configurations(seed: int, count: int = 12) -> list[HeadConfig]:
         lanes = int(rng.choice([2, 4, 8]))
         beat = lanes * int(rng.integers(3, 24 // lanes + 1))
         one = HeadConfig(beat_bytes=beat, vector_lanes=lanes, hidden=lanes * int(rng.integers(1, 24)), best=int(rng.integers(1, 7)))
-        found.append(one.model_copy(update={"lanes": min(one.row_beats, int(rng.integers(1, 7)))}))
+        tree = "dsp" if len(found) % 2 else "lut"
+        found.append(one.model_copy(update={"lanes": min(one.row_beats, int(rng.integers(1, 7))), "tree": tree}))
     return found
 
 

@@ -140,4 +140,4 @@ class CoreSpec(Config):
     @cached_property
     def head(self) -> HeadConfig:
         c, shape = self.config, self.shape
-        return HeadConfig(beat_bytes=c.beat_bytes, vector_lanes=c.vector_lanes, hidden=shape.hidden, best=c.best, lanes=c.draft_lanes)
+        return HeadConfig(beat_bytes=c.beat_bytes, vector_lanes=c.vector_lanes, hidden=shape.hidden, best=c.best, lanes=c.draft_lanes, tree=c.tree)

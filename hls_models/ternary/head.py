@@ -17,7 +17,7 @@ Token lanes: row t of a pass's codes goes to lane min(t, lanes - 1). A serial pa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,6 +69,7 @@ class HeadConfig(Config):
     hidden: int = Field(ge=2, le=1 << 16, description="codes of a row")
     best: int = Field(default=8, ge=1, le=64, description="scores kept, best first (k)")
     lanes: int = Field(default=1, ge=1, le=16, description="tokens of a serial pass that share a table beat")
+    tree: Literal["lut", "dsp"] = Field(default="lut", description="dsp: products of two lanes, and their first sums, share DSP48E2 blocks")
 
     @property
     def scale_units(self) -> int:

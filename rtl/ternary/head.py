@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HEAD: int8 language-model head, greedy choice and the k best scores."""
 
-from amaranth import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth import Array, C, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,6 +10,8 @@ from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.isa import Unit
 from lutra.rtl.floats import FloatMul, IntToFloat
 from lutra.rtl.ternary.dispatch import unit_layout
+from lutra.rtl.ternary.dsp import PairDot
+from lutra.rtl.verilog import once
 
 __all__ = ["Head"]
 
@@ -26,6 +28,20 @@ def _rank(score: Value) -> Value:
     """Unsigned key that orders fp32 bits like the reals: -0 and +0 alike, NaN lowest (as in the golden model)."""
     magnitude = score[: FP32.bits - 1]
     return Mux(magnitude > FP32.infinity, 0, Mux(score[-1] & magnitude.any(), ~score, score | FP32.sign)[: FP32.bits])
+
+
+def _plus_one(a: Value, b: Value, one: Value) -> Value:
+    """a + b + one in one carry chain: the bit is added to itself below the operands."""
+    if isinstance(one, Const):
+        return Value.cast(a) + b
+    total = Cat(one, Value.cast(a)).as_signed() + Cat(one, Value.cast(b)).as_signed()
+    return total[1:].as_signed()
+
+
+def _level(m: Module, values: list[Value], name: str) -> list[Value]:
+    """Registered sums of pairs; an odd one passes through."""
+    pairs = len(values) // 2
+    return [_delay(m, f"{name}_{i}", value, 1) for i, value in enumerate([values[2 * i] + values[2 * i + 1] for i in range(pairs)] + values[2 * pairs :])]
 
 
 class _Dot(wiring.Component):
@@ -45,24 +61,69 @@ class _Dot(wiring.Component):
         m = Module()
         levels = self._config.tree_levels
         first, valid = (_delay(m, name, value, 1 + levels) for name, value in (("first", self.first), ("valid", self.valid)))
-        for lane in range(self._config.lanes):
-            prefix = f"lane_{lane}_" if self._config.lanes > 1 else ""
-            level: list[Value] = []
-            for i in range(self._config.beat_bytes):
-                product = Signal(signed(16), name=f"{prefix}product_{i}", reset_less=True)
-                m.d.sync += product.eq(self.codes[lane][i] * self.row[i])
-                level.append(product)
-            for depth in range(levels):
-                sums: list[Value] = []
-                for i in range(0, len(level), 2):
-                    pair = level[i : i + 2]
-                    total = Signal(signed(17 + depth), name=f"{prefix}sum_{depth}_{i // 2}", reset_less=True)
-                    m.d.sync += total.eq(pair[0] + pair[1] if len(pair) == 2 else pair[0])
-                    sums.append(total)
-                level = sums
+        lanes = list(range(self._config.lanes))
+        while lanes:
+            if self._config.tree == "dsp" and len(lanes) > 1:
+                mine, lanes = lanes[:2], lanes[2:]
+                sums = self._pair(m, *mine)
+            else:
+                mine, lanes = lanes[:1], lanes[1:]
+                sums = [self._lane(m, mine[0])]
             with m.If(valid):
-                m.d.sync += self.dots[lane].eq(Mux(first, 0, self.dots[lane]) + level[0])
+                for lane, (total, one) in zip(mine, sums, strict=True):
+                    m.d.sync += self.dots[lane].eq(_plus_one(Mux(first, 0, self.dots[lane]), total, one))
         return m
+
+    def _lane(self, m: Module, lane: int) -> tuple[Value, Value]:
+        """A lane's sum over a beat, and 0 to add to it."""
+        prefix = f"lane_{lane}_" if self._config.lanes > 1 else ""
+        level: list[Value] = []
+        for i in range(self._config.beat_bytes):
+            product = Signal(signed(16), name=f"{prefix}product_{i}", reset_less=True)
+            m.d.sync += product.eq(self.codes[lane][i] * self.row[i])
+            level.append(product)
+        for depth in range(self._config.tree_levels):
+            sums: list[Value] = []
+            for i in range(0, len(level), 2):
+                pair = level[i : i + 2]
+                total = Signal(signed(17 + depth), name=f"{prefix}sum_{depth}_{i // 2}", reset_less=True)
+                m.d.sync += total.eq(pair[0] + pair[1] if len(pair) == 2 else pair[0])
+                sums.append(total)
+            level = sums
+        return level[0], C(0, 1)
+
+    def _pair(self, m: Module, a: int, b: int) -> list[tuple[Value, Value]]:
+        """The sums of two lanes, and a bit to add to each.
+
+        Products and the tree's first level are in DSP blocks, two products each; the second level adds both lanes' sums as they are packed there. Where the
+        lower one is negative the upper one lacks 1: every adder above takes in one such bit and hands on another, the last goes to the accumulator.
+        """
+        packed: list[Value] = []
+        for i in range(0, self._config.beat_bytes, 2):
+            dot = PairDot()
+            m.submodules[f"dot_{a}_{i // 2}"] = once(dot, "pair_dot")
+            for k in range(2):
+                m.d.comb += [
+                    getattr(dot, f"x_{k}").eq(self.row[i + k]),
+                    getattr(dot, f"a_{k}").eq(self.codes[a][i + k]),
+                    getattr(dot, f"b_{k}").eq(self.codes[b][i + k]),
+                ]
+            packed.append(dot.y)
+        if len(packed) > 1:
+            packed = _level(m, packed, f"lane_{a}_packed")
+        space = PairDot.SPACE
+        lower: list[Value] = [value[:space].as_signed() for value in packed]
+        upper: list[Value] = [value[space:].as_signed() for value in packed]
+        ones: list[Value] = [value[space - 1] for value in packed]
+        depth = 2
+        while len(lower) > 1:
+            pairs = len(ones) // 2
+            upper = [_plus_one(upper[2 * i], upper[2 * i + 1], ones[2 * i]) for i in range(pairs)] + upper[2 * pairs :]
+            ones = [_delay(m, f"lane_{b}_one_{depth}_{i}", one, 1) for i, one in enumerate(ones[1::2] + ones[2 * pairs :])]
+            upper = [_delay(m, f"lane_{b}_sum_{depth}_{i}", value, 1) for i, value in enumerate(upper)]
+            lower = _level(m, lower, f"lane_{a}_sum_{depth}")
+            depth += 1
+        return [(lower[0], C(0, 1)), (upper[0], ones[0])]
 
 
 class _Best(wiring.Component):

@@ -1,86 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reduction trees of the lookup array: a column's table values, added up for every token lane."""
 
-from amaranth.hdl import C, Cat, ClockSignal, Instance, Module, Signal, Value, signed
+from amaranth.hdl import C, Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.tlmm import TlmmConfig
+from lutra.rtl.ternary.dsp import PairAdder
 
-__all__ = ["ColumnSums", "PairAdder"]
-
-
-class PairAdder(wiring.Component):
-    """Two sums of up to 24 bits in one DSP48E2 (USE_SIMD TWO24): a + b, or both a - b where ``subtract`` is 1, in the register P; latency 1.
-
-    With ``held`` the operands are registered in the block too; ``subtract`` belongs to the operands as they leave these registers.
-
-    Parameters
-    ----------
-    width : int
-        Bits of the operands, at most 23.
-    held : bool
-
-    Members
-    -------
-    a_0, a_1, b_0, b_1 : ``In(signed(width))``; y_0, y_1 : ``Out(signed(width + 1))``
-    subtract : ``In(1)``
-    """
-
-    HALF = 24
-
-    def __init__(self, *, width: int, held: bool) -> None:
-        if width >= self.HALF:
-            raise ValueError(f"width must be below {self.HALF}, not {width}")
-        self.width, self.held = width, held
-        operands = {f"{name}_{half}": In(signed(width)) for name in "ab" for half in range(2)}
-        super().__init__({**operands, "subtract": In(1), **{f"y_{half}": Out(signed(width + 1)) for half in range(2)}})
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        a, b = (Signal(2 * self.HALF, name=name) for name in "ab")
-        for name, operand in (("a", a), ("b", b)):
-            halves = [Signal(signed(self.HALF), name=f"{name}{half}_wide") for half in range(2)]
-            m.d.comb += [wide.eq(getattr(self, f"{name}_{half}")) for half, wide in enumerate(halves)]
-            m.d.comb += operand.eq(Cat(halves))
-        result = Signal(2 * self.HALF)
-        held = int(self.held)
-        m.submodules.dsp = Instance(
-            "DSP48E2",
-            p_USE_SIMD="TWO24",
-            p_USE_MULT="NONE",
-            p_AREG=held,
-            p_BREG=held,
-            p_CREG=held,
-            p_ACASCREG=held,
-            p_BCASCREG=held,
-            p_MREG=0,
-            p_ALUMODEREG=0,
-            p_OPMODEREG=0,
-            p_CARRYINSELREG=0,
-            p_CARRYINREG=0,
-            p_INMODEREG=0,
-            p_ADREG=0,
-            p_DREG=0,
-            p_PREG=1,
-            i_CLK=ClockSignal(),
-            i_A=b[18:],
-            i_B=b[:18],
-            i_C=a,
-            i_D=C(0, 27),
-            i_OPMODE=C(0b00_011_00_11, 9),  # Z = C, X = A:B
-            i_ALUMODE=Cat(self.subtract, self.subtract, C(0, 2)),  # Z + X, or Z - X
-            i_INMODE=C(0, 5),
-            i_CARRYINSEL=C(0, 3),
-            i_CARRYIN=C(0, 1),
-            **{f"i_{name}": C(1, 1) for name in ("CEA1", "CEA2", "CEB1", "CEB2", "CEC", "CEP")},
-            **{f"i_{name}": C(0, 1) for name in ("CEAD", "CED", "CEM", "CEALUMODE", "CECTRL", "CECARRYIN", "CEINMODE")},
-            **{f"i_RST{name}": C(0, 1) for name in ("A", "B", "C", "D", "P", "M", "CTRL", "ALUMODE", "ALLCARRYIN", "INMODE")},
-            o_P=result,
-        )
-        for half in range(2):
-            m.d.comb += getattr(self, f"y_{half}").eq(result[half * self.HALF :][: self.width + 1].as_signed())
-        return m
+__all__ = ["ColumnSums"]
 
 
 class ColumnSums(wiring.Component):
