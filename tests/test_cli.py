@@ -341,3 +341,26 @@ def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -
     with progress.step("working") as update:
         update(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_core_is_held_against_its_device(model: Path, config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = config.read_text().replace("device: null", 'device: "kv260"')
+    (tmp_path / "board.yaml").write_text(text)
+    out, err = call(capsys, "estimate", model, "-c", "board.yaml", "--prompt", 8, "--json")
+    found = json.loads(out)["resources"]
+    assert err == "" and found["fits"] is True and found["device"] == "kv260" and 0 < found["share"] < 0.85 and "exceeds" not in found
+    assert json.loads(out)["provenance"]["resources"] == "model"
+
+    wide = text.replace("columns: 10", "columns: 64").replace("lanes: 2", "lanes: 8", 1).replace("max_tile_columns: 400", "max_tile_columns: 640")
+    (tmp_path / "wide.yaml").write_text(wide)
+    progress.quiet(False)
+    try:
+        out, err = call(capsys, "estimate", model, "-c", "wide.yaml", "--prompt", 8, "--json")
+    finally:
+        progress.quiet()
+    assert json.loads(out)["resources"]["fits"] is False and json.loads(out)["resources"]["exceeds"][0].startswith("lut ")
+    assert re.fullmatch(r"warning: config small-core for small does not fit kv260: lut [\d,]+ of 99,552 \(85 % of 117,120\), [\d,]+ too many; .*\n", err)
+    line = mistake(capsys, "compile", model, "-c", "wide.yaml")
+    assert "does not fit kv260: lut " in line and "without device: in the configuration it compiles for any" in line
+    (tmp_path / "none.yaml").write_text(text.replace('"kv260"', '"kv206"'))
+    assert "device kv206: no such file and no shipped device of that name; nearest: kv260" in mistake(capsys, "compile", model, "-c", "none.yaml")

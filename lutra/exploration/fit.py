@@ -9,6 +9,7 @@ from lutra.fpga_flows.devices import Device, Excess, load_device
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.memory import MemoryConfig
 from lutra.schema import ResourceFigures
 
 __all__ = ["Count", "Fit", "check_fit", "counter", "figures_of", "fit_of", "memory_bytes", "nearest_fit", "refusal"]
@@ -77,7 +78,8 @@ def refusal(spec: CoreSpec, device: Device, fit: Fit, count: Count) -> str:
     text = f"config {c.name} for {s.name} does not fit {device.name}: " + "; ".join(str(one) for one in fit.excess)
     if any(one.kind == "bytes of memory" for one in fit.excess):
         return f"{text}; no sizes of the core help, a smaller model or context does"
-    space = Space(device.space, c, s)
+    sizes = {name: values for name, values in device.space.items() if c.memory or name not in MemoryConfig.model_fields}
+    space = Space(sizes, c, s)
     found = nearest_fit(space, device, count)
     if found is None:
         return f"{text}; nothing near it fits, lutra explore {s.name} --device {device.name} searches further"
