@@ -6,7 +6,7 @@ cache keeps its natural order and the loop over key tiles is what runs backwards
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class AttentionConfig(Config):
     format: FloatFormat = Field(default=E8M11, description="of probabilities and values (F)")
     partials: int = Field(default=8, ge=1, le=64, description="partial sums of a denominator (A)")
     kv_format: KvFormat = Field(default="int8", description="number format of queries, keys and values")
+    row_ram: Literal["distributed", "block"] = Field(default="distributed", description="memory of the queries of a pass and of tiles: LUT-RAM or block RAM")
 
     @property
     def group(self) -> int:

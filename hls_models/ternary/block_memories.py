@@ -52,9 +52,9 @@ def _attention(c: AttentionConfig) -> list[Primitives]:
     rows = _bits(c.group) + _bits(c.max_tokens)
     tile = 2 << _bits(c.key_tile)
     return [
-        lut_ram(FAMILY, c.row_bits, 1 << (rows + _bits(c.kv_heads))),  # queries
-        lut_ram(FAMILY, c.row_bits, tile),  # keys
-        lut_ram(FAMILY, c.code_bits * c.head_dim, tile),  # values
+        styled_ram(FAMILY, c.row_ram, c.row_bits, 1 << (rows + _bits(c.kv_heads))),  # queries
+        styled_ram(FAMILY, c.row_ram, c.row_bits, tile),  # keys
+        styled_ram(FAMILY, c.row_ram, c.code_bits * c.head_dim, tile),  # values
         block_ram(FAMILY, FP32.bits, c.score_depth),
         block_ram(FAMILY, FP32.bits * c.vector_lanes, 1 << (_bits(c.head_beats) + rows)),  # running outputs
     ]

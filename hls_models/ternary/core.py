@@ -121,6 +121,7 @@ class CoreSpec(Config):
             format=c.format,
             partials=c.partials,
             kv_format=c.kv_format,
+            row_ram="block" if c.device_ram == "ultra" else "distributed",
         )
 
     @cached_property

@@ -11,7 +11,7 @@ from lutra.hls_models.floats import FLOAT_LATENCY, FP16, FP32
 from lutra.hls_models.ternary.attention import STORED_ITEMS, AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatAdd, FloatMul
-from lutra.rtl.ternary.attention_items import SHALLOW, TABLE_DEPTH, counter, delay, item_layout
+from lutra.rtl.ternary.attention_items import TABLE_DEPTH, counter, delay, item_layout, row_memory
 
 __all__ = ["FloatDot", "FloatProducts", "StepTree", "dot_latency"]
 
@@ -138,7 +138,7 @@ class FloatProducts(wiring.Component):
         m = Module()
         config, item = self.config, self.item
         m.submodules.weights = weights = Memory(shape=config.format.bits, depth=STORED_ITEMS << len(self.index), init=[])
-        m.submodules.values = values = Memory(shape=FP16.bits * config.head_dim, depth=2 << len(self.index), init=[], attrs=SHALLOW)
+        m.submodules.values = values = Memory(shape=FP16.bits * config.head_dim, depth=2 << len(self.index), init=[], attrs=row_memory(self.config))
         store, fetch = weights.write_port(), weights.read_port(domain="comb")
         store_values, fetch_values = values.write_port(), values.read_port(domain="comb")
 

@@ -12,7 +12,6 @@ from lutra.hls_models.floats import FP16, FP32
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig
 
 __all__ = [
-    "SHALLOW",
     "TABLE_DEPTH",
     "ItemWalker",
     "counter",
@@ -22,14 +21,20 @@ __all__ = [
     "qkv_layout",
     "row_address",
     "row_layout",
+    "row_memory",
     "setup_layout",
 ]
 
 # Items between the softmax (which numbers them) and the output: STORED_ITEMS = 4 whose weights are kept, 2 whose products are, 1 in the output stage.
 TABLE_DEPTH = 8
 
-# A key or value tile is wide and shallow: in block RAM it would fill an eighth of what it takes.
-SHALLOW = {"ram_style": "distributed"}
+
+def row_memory(config: AttentionConfig) -> dict[str, str | int]:
+    """Attributes of the memories of queries, keys and values: wide and shallow, in a small device's block RAM they would fill an eighth of what they take.
+
+    No row is read in the cycle that writes it, which yosys is told for block RAM (as in ``OneReadRam``).
+    """
+    return {"ram_style": "distributed"} if config.row_ram == "distributed" else {"ram_style": config.row_ram, "no_rw_check": 1}
 
 
 def row_layout(config: AttentionConfig) -> data.StructLayout:

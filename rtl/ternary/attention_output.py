@@ -16,7 +16,7 @@ from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatAdd, FloatConvert, FloatMul, FloatToInt, IntToFloat
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.attention_denominator import Quotient
-from lutra.rtl.ternary.attention_items import SHALLOW, TABLE_DEPTH, counter, delay, item_layout, row_address
+from lutra.rtl.ternary.attention_items import TABLE_DEPTH, counter, delay, item_layout, row_address, row_memory
 
 __all__ = ["Output", "Products", "product_bits"]
 
@@ -144,7 +144,7 @@ class Products(wiring.Component):
     def _values(self, m: Module, valid: Any, end: Any, tile_end: Any) -> data.View:
         """The registered row of V that belongs to the key whose code appears next."""
         codes = data.ArrayLayout(signed(8), self.config.head_dim)
-        m.submodules.values = values = Memory(shape=codes, depth=2 << len(self.index), init=[], attrs=SHALLOW)
+        m.submodules.values = values = Memory(shape=codes, depth=2 << len(self.index), init=[], attrs=row_memory(self.config))
         store, fetch = values.write_port(), values.read_port(domain="comb")
         index, slot = Signal.like(self.index), Signal()
         m.d.comb += [

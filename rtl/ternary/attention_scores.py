@@ -12,7 +12,7 @@ from lutra.hls_models.ternary.attention import AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatMul, IntToFloat, greater
 from lutra.rtl.ternary.attention_float import FloatDot, dot_latency
-from lutra.rtl.ternary.attention_items import SHALLOW, counter, delay, item_layout, row_address, row_layout
+from lutra.rtl.ternary.attention_items import counter, delay, item_layout, row_address, row_layout, row_memory
 
 __all__ = ["Scores", "maximum_layout"]
 
@@ -74,8 +74,8 @@ class Scores(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, item = self.config, self.items.payload
-        m.submodules.queries = queries = Memory(shape=row_layout(config), depth=1 << len(self.q_address), init=[], attrs=SHALLOW)
-        m.submodules.keys = keys = Memory(shape=row_layout(config), depth=2 << len(self.index), init=[], attrs=SHALLOW)
+        m.submodules.queries = queries = Memory(shape=row_layout(config), depth=1 << len(self.q_address), init=[], attrs=row_memory(config))
+        m.submodules.keys = keys = Memory(shape=row_layout(config), depth=2 << len(self.index), init=[], attrs=row_memory(config))
         store_query, read_query = queries.write_port(), queries.read_port(domain="comb")
         store_key, read_key = keys.write_port(), keys.read_port(domain="comb")
 

@@ -21,8 +21,8 @@ class Tlmm(wiring.Component):
     Pipeline of a row accepted at x: index register x + 1, table read registered x + 2, ceil(log2 T) adder levels, with half tables one more for the
     sum's sign (``ColumnSums``), then added and stored at x + ``sum_latency``. ``rows.ready`` comes from registers: a table set is present, and the drain bank
     is free where the row would overwrite it; the pipeline itself never stalls. Initiation interval 1. ``codes`` is taken at any time (ready falls only where
-    the last beat of a token completes two words, or where V > T * G) into rows from 0 on; the row counter restarts when an instruction is taken. Its rows must be
-    written by then: at the earliest ceil((T * G - 1 + V) / (T * G)) cycles after the handshake of their last beat; they stay until its last build.
+    the last beat of a token completes two words, or where V > T * G) into rows from 0 on; the row counter restarts when an instruction is taken. Its rows
+    must be written by then: at the earliest ceil((T * G - 1 + V) / (T * G)) cycles after the handshake of their last beat; they stay until its last build.
     ``sums``: for tile: for token: beats of V columns, zeros past the tile's last column; full back-pressure.
     ``done`` is valid from the cycle after the last sum until accepted; ``instr.ready`` from the cycle after that.
     Exact cycles: ``hls_models.ternary.tlmm``.
