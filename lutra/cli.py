@@ -149,11 +149,13 @@ def explore(
     )
     if as_json:
         return _print_json({**({"run": str(out)} if out else {}), **found.facts()})
-    from lutra.exploration.output import table
+    from lutra.exploration.output import TABLE_WIDTH, table
 
     if goal == "energy":
         print("energy: read as bytes moved per token; the joules of an FPGA have no measured source")
-    _console().print(table(found))
+    console = _console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table(found))
     if out:
         print(f"\n{out}: explore.json, explore.svg")
 

@@ -13,8 +13,12 @@ from rich.text import Text
 
 from lutra.charts import BUSY, MUTED, STALLS, STYLE, WIDTH
 from lutra.exploration.search import Exploration, Found
+from lutra.exploration.space import Choice
 
-__all__ = ["SHORT", "plot", "table"]
+__all__ = ["SHORT", "TABLE_WIDTH", "plot", "table"]
+
+TABLE_WIDTH = 120
+"""Columns of text that a table needs."""
 
 SHORT = {
     "tables": "T",
@@ -37,30 +41,38 @@ AXES = {
 
 
 def table(result: Exploration) -> Group:
-    """The front, best first; the configuration that the search started from below it where it was evaluated and is not on the front."""
-    shown = Table(box=None, padding=(0, 1), title=_title(result), title_justify="left", title_style="bold")
-    shown.add_column("", justify="left")
-    for head in ("tokens/s", "of ceiling", "TTFT s", "MB/token"):
-        shown.add_column(head, justify="right")
-    for name in result.space.names:
-        shown.add_column(SHORT.get(name, name), justify="right", style="cyan")
-    kinds = list(result.device.totals)
-    for kind in kinds:
-        shown.add_column(kind, justify="right")
+    """The front, best first; the configuration that the search started from below it where it was counted and is not on the front. Sizes that are the same
+    in all rows stand in one line below."""
     start = [found for found in result.evaluated if found.candidate.point == result.space.start and found not in result.front]
-    for mark, found in [*((" ", one) for one in result.front), *(("start", one) for one in start)]:
+    lines = [*((" ", found) for found in result.front), *(("start", found) for found in start)]
+    varied = [place for place in range(len(result.space.names)) if len({found.candidate.point[place] for _, found in lines}) > 1]
+    kinds = [kind for kind in result.device.totals if any(found.candidate.fit.used.get(kind) for _, found in lines)]
+    shown = Table(box=None, padding=(0, 1))
+    for head in ("", "tokens/s", "ceiling", "TTFT s", "MB/token"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for place in varied:
+        shown.add_column(SHORT.get(result.space.names[place], result.space.names[place]), justify="right", style="cyan", no_wrap=True)
+    for kind in kinds:
+        shown.add_column(f"{kind} %", justify="right", no_wrap=True)
+    for mark, found in lines:
         row = result.row(found)
-        shares = [row["resources"].get(kind, 0) / result.device.totals[kind] for kind in kinds]
+        shares = {kind: f"{100 * row['resources'].get(kind, 0) / result.device.totals[kind]:.0f}" for kind in kinds}
         shown.add_row(
             mark,
             f"{row['decode_tokens_per_second']:,.2f}",
             f"{100 * row['fraction_of_ceiling']:.1f} %",
             f"{row['ttft_seconds']:.4f}",
             f"{row['bytes_per_token'] / 1e6:,.2f}",
-            *(("yes" if value else "no") if isinstance(value, bool) else str(value) for value in found.candidate.point),
-            *(f"[bold]{100 * share:.0f} %[/]" if kind == row["largest"] else f"{100 * share:.0f} %" for kind, share in zip(kinds, shares, strict=True)),
+            *(_text(found.candidate.point[place]) for place in varied),
+            *(f"[bold]{share}[/]" if kind == row["largest"] else share for kind, share in shares.items()),
         )
-    return Group(shown, Text(_summary(result), style="dim"))
+    same = ", ".join(f"{name} {_text(lines[0][1].candidate.point[place])}" for place, name in enumerate(result.space.names) if place not in varied)
+    notes = [f"in all rows: {same}"] if same else []
+    return Group(Text(_title(result), style="bold"), shown, Text("\n".join([*notes, _summary(result)]), style="dim"))
+
+
+def _text(value: Choice) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _title(result: Exploration) -> str:

@@ -18,7 +18,7 @@ from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.memory import MemoryConfig
 
-__all__ = ["Point", "Space"]
+__all__ = ["Choice", "Point", "Space"]
 
 Choice = bool | int | str
 Point = tuple[Any, ...]
