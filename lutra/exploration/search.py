@@ -262,6 +262,9 @@ def explore(
         spent += 1
         update(spent, budget)
 
+    own = [one for one in search.open if one.point == space.start]  # what the search starts from is always counted, for comparison
+    if own:
+        search.evaluate(own, run, done)
     while spent < budget:
         search.prune()
         chosen = search.choose(min(ROUND, budget - spent))
