@@ -12,6 +12,8 @@ python -m benchmarks pim_speed              CPU time of a PIM token's cycles: cl
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
+python -m benchmarks drafts TEXT            tokens per pass of n-gram drafts over greedy texts of the shipped model
+python -m benchmarks planes TEXT            the head in two planes: rows scored again, bytes read
 python -m benchmarks pim_accuracy TEXT      the small GPT on banks and companion chip, and what each approximation costs, on the same text
 """
 
@@ -26,7 +28,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, blocks, kv260, kv260_page, kv260_plots, minilm, pim, pim_accuracy, pim_functions, pim_page, pim_plots, pim_speed, speed
+from benchmarks import (
+    accuracy,
+    blocks,
+    drafts,
+    kv260,
+    kv260_page,
+    kv260_plots,
+    minilm,
+    pim,
+    pim_accuracy,
+    pim_functions,
+    pim_page,
+    pim_plots,
+    pim_speed,
+    planes,
+    speed,
+)
 from lutra.hls_models.errors import LutraError
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -52,7 +70,12 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
 """Benchmarks that need nothing but what is installed."""
 ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"minilm": minilm.measure}
 """Benchmarks that download something: only when named."""
-ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {"accuracy": accuracy.measure, "pim_accuracy": pim_accuracy.measure}
+ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "accuracy": accuracy.measure,
+    "pim_accuracy": pim_accuracy.measure,
+    "drafts": drafts.measure,
+    "planes": planes.measure,
+}
 """Benchmarks of a text file: ``python -m benchmarks NAME TEXT``."""
 
 

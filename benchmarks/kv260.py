@@ -20,6 +20,7 @@ from lutra.hls_models.load import load_config
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.hls_models.ternary.resources import KINDS
 from lutra.mapping.catalogue import open_model
 from lutra.progress import step
@@ -134,6 +135,7 @@ def timed(case: Case) -> dict[str, Any]:
             "parameters": spec.shape.parameters,
             "core": sizes_hash(spec),
             "backing": backing(spec),
+            "planes": _planes(spec),
             "sizes": spec.config.model_dump(mode="json"),
             "prefill": prefill,
             "decode": decode,
@@ -142,6 +144,19 @@ def timed(case: Case) -> dict[str, Any]:
             "cpu_seconds": round(time.process_time() - begin, 2),
         }
     )
+
+
+def _planes(spec: CoreSpec) -> dict[str, int]:
+    """Beats of the head as one table and in two planes."""
+    planes = PlanesConfig(beat_bytes=spec.config.beat_bytes, hidden=spec.shape.hidden)
+    rows = spec.shape.vocabulary
+    return {
+        "vocabulary": rows,
+        "beat_bytes": spec.config.beat_bytes,
+        "int8_beats": rows * spec.loader.table_beats,
+        "high_beats": planes.high_beats(rows),
+        "row_beats": planes.row_beats,
+    }
 
 
 def measure(cores: int | None = None) -> dict[str, Any]:

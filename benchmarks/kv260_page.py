@@ -12,6 +12,7 @@ from lutra.fpga_flows.devices import load_device
 __all__ = ["page", "preset_of", "tables"]
 
 Row = dict[str, Any]
+CLOCK_HZ = 250e6
 NAMES = {"bitnet-0.73b": "BitNet 0.73B", "bitnet-2b4t": "BitNet 2B4T"}
 LUTS = {"lut": "LUT", "lutram": "of them LUT-RAM", "ff": "flip-flops", "bram36": "BRAM36", "uram": "URAM", "dsp": "DSP"}
 
@@ -230,7 +231,7 @@ From the start pulse to the first token, the head included.
 
 {_curves(result)}
 
-{_extra(others)}## What it takes of the device
+{_extra(result, others)}## What it takes of the device
 
 {_fits(result, others.get("resources"))}
 
@@ -247,7 +248,56 @@ tokens/s that they measured.
 """
 
 
-def _extra(others: Mapping[str, Row]) -> str:
-    """Sections of further stored results that bring their own text."""
-    titles = {"drafts": "Past the ceiling: drafted tokens", "planes": "Past the ceiling: the head in two planes"}
-    return "".join(f"## {title}\n\n{others[name]['text']}\n\n" for name, title in titles.items() if "text" in others.get(name, {}))
+def _drafts(result: Row, found: Row) -> str:
+    """What the drafts' acceptance on the shipped model would give at full size."""
+    head = ["tokens in a pass (newest and drafts)", "tokens a pass yields: mean (worst to best text)"]
+    serial = result.get("serial", {})
+    head += [f"{NAMES[m]} at {context:,}: pass, ms; tokens/s" for m in serial for context in serial[m]]
+    rows = []
+    for lanes, mean in found["tokens_per_pass"].items():
+        row = [lanes, f"{mean:.3f} ({found['worst_text'][lanes]:.2f} to {found['best_text'][lanes]:.2f})"]
+        for points in serial.values():
+            for cycles in points.values():
+                own = cycles.get(lanes)
+                row.append(f"{1e3 * own / CLOCK_HZ:.2f}; {mean * CLOCK_HZ / own:.1f}" if own else "—")
+        rows.append(row)
+    return f"""Drafts from n-grams of up to {found["longest_ngram"]} tokens of the prompt and the text so far, verified by the token lanes that decode leaves idle; the text
+is greedy decoding's, bit for bit. Measured over {found["tokens"]:,} tokens that the golden model of `{found["model"]}` wrote greedily behind {found["texts"]} pieces of
+{found["prompt"]} held-out characters. At full size the cycles of a pass are the model's (*predicted*); that its text would be as repetitive is an assumption.
+
+{_table(head, rows)}"""
+
+
+def _planes(result: Row, found: Row) -> str:
+    """What the head in two planes would move and gain at full size."""
+    shares = {"none (bound)": 0.0, f"{100 * found['rescored_share']:.0f} % (as measured)": found["rescored_share"], "all (worst case)": 1.0}
+    rows = []
+    for name, share in shares.items():
+        row = [name]
+        for model in MODELS:
+            ours = preset_of(result, model)
+            decode = _at(ours["decode"], "context", 128)
+            assert decode is not None
+            sizes = ours["planes"]
+            beats = sizes["high_beats"] + share * sizes["vocabulary"] * sizes["row_beats"]
+            beat, rate = sizes["beat_bytes"], ours["bandwidth"]
+            saved = (sizes["int8_beats"] - beats) * beat
+            row += [f"{(decode['bytes'] - saved) / 1e6:,.1f}", f"{1 / (1 / decode['tokens_per_second'] - saved / rate):.2f}"]
+        rows.append(row)
+    head = ["rows scored again", *(f"{NAMES[m]}: {text}" for m in MODELS for text in ("MB a token", "tokens/s at 128"))]
+    return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; every choice is certified to be the
+int8 head's. On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) all {found["same_choices"]:,} choices
+are the int8 head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes are read. At full size *predicted* from
+the bytes alone: what the memory does not move, at the preset's rate; how many rows a trained model of that size would score again is not known.
+
+{_table(head, rows)}"""
+
+
+def _extra(result: Row, others: Mapping[str, Row]) -> str:
+    """Sections of further stored results."""
+    parts = ""
+    if "drafts" in others:
+        parts += f"## Past the ceiling: drafted tokens\n\n{_drafts(result, others['drafts'])}\n\n"
+    if "planes" in others:
+        parts += f"## Past the ceiling: the head in two planes\n\n{_planes(result, others['planes'])}\n\n"
+    return parts

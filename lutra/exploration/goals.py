@@ -42,8 +42,7 @@ def bound_of(spec: CoreSpec, prompt: int, context: int) -> Bound:
     c, s = spec.config, spec.shape
     block = c.tables * c.group
     rows = s.layers * sum(-(-inputs // block) * -(-columns // c.columns) for columns, inputs in _matrices(spec))
-    table_beats = -(-(s.hidden + c.vector_lanes) // c.beat_bytes)
-    weights, head = rows * c.row_beats, s.vocabulary * table_beats
+    weights, head = rows * c.row_beats, s.vocabulary * spec.loader.table_beats
     share = c.memory.share if c.memory else 1.0
     codes = s.layers * (s.query_columns + 2 * s.kv_columns + s.query_columns + s.hidden + s.ffn + s.hidden) // c.vector_lanes
 
