@@ -37,18 +37,24 @@ def _gearbox(bits: int, inputs: int, outputs: int) -> float:
 
 
 def _linear(c: TlmmConfig) -> Features:
-    sums = c.columns * c.lanes
+    sums, pairs = c.columns * c.lanes, c.tables // 2
+    upper = adder_bits(c.tables, c.value_bits) - pairs * (c.value_bits + 1)
     return {
         "one": 1,
-        "tree_bits": sums * adder_bits(c.tables, c.value_bits),
         "leaf_bits": sums * c.tables * c.value_bits,
-        "sign_bits": c.columns * c.tables * c.half_tables,
+        "pair_bits": sums * pairs * (c.value_bits + 1),
+        "pair_register_bits": sums * pairs * (c.value_bits + 1) * (c.tree == "lut"),
+        "upper_bits": sums * upper * (c.tree == "lut"),
+        "blocks": c.columns * -(-c.lanes // 2) * (c.tables - 1 - pairs) * (c.tree == "dsp"),
+        "root_bits": sums * c.sum_bits * c.half_tables,
         "accumulator_bits": sums * c.accumulator_bits,
+        "drain_bits": c.columns * c.accumulator_bits * -(-(c.lanes - 1) // 3),
+        "tables": c.tables,
         "build_bits": c.tables * c.lanes * c.value_bits,
-        "difference_bits": c.tables * c.value_bits * c.group,
         "index_bits": c.row_bits,
-        "gearbox_bits": _gearbox(c.activation_bits, c.vector_lanes, c.block) + _gearbox(c.accumulator_bits, c.columns, c.vector_lanes),
         "word_bits": c.block * c.activation_bits,
+        "word_shifter_bits": _gearbox(c.activation_bits, c.vector_lanes, c.block),
+        "sum_shifter_bits": _gearbox(c.accumulator_bits, c.columns, c.vector_lanes),
     }
 
 
@@ -84,10 +90,16 @@ def _attention(c: AttentionConfig) -> Features:
 
 
 def _head(c: HeadConfig) -> Features:
+    pairs = c.lanes // 2 if c.tree == "dsp" else 0
+    single = c.lanes - 2 * pairs
+    quarter = -(-c.beat_bytes // 4)
+    packed = 36 * (c.beat_bytes // 4) + 2 * adder_bits(quarter, 18)
     return {
         "one": 1,
-        "products": c.beat_bytes * c.lanes,
-        "tree_bits": c.lanes * adder_bits(c.beat_bytes, 16),
+        "single_products": c.beat_bytes * single,
+        "pair_products": c.beat_bytes * pairs,
+        "tree_bits": single * adder_bits(c.beat_bytes, 16) + pairs * packed,
+        "code_bits": 8 * c.beat_bytes * c.lanes,
         "lanes": c.lanes,
         "best": c.best,
         "beat_bytes": c.beat_bytes,

@@ -21,6 +21,14 @@ __all__ = ["MEMORIES"]
 FAMILY = "xcup"
 
 
+LUT_ROWS = 64
+
+
+def _automatic(width: int, depth: int) -> Primitives:
+    """Where the design leaves the choice to synthesis."""
+    return lut_ram(FAMILY, width, depth) if depth <= LUT_ROWS else block_ram(FAMILY, width, depth)
+
+
 def _linear(c: TlmmConfig) -> list[Primitives]:
     return list(lookup_memories(FAMILY, c).values())
 
@@ -37,8 +45,8 @@ def _vector(c: VectorConfig) -> list[Primitives]:
         styled_ram(FAMILY, c.buffer_ram, v * c.format.bits, n * (c.hidden // v)),  # X
         block_ram(FAMILY, LANE_BITS * v, c.params_rows),
         block_ram(FAMILY, LANE_BITS * v, c.rope_rows),
-        block_ram(FAMILY, c.format.bits - 1, n * c.max_groups),  # maxima
-        *[block_ram(FAMILY, FP32.bits, n * c.partials // 2) for _ in range(2)],
+        _automatic(c.format.bits - 1, n * c.max_groups),  # maxima
+        *[_automatic(FP32.bits, n * c.partials // 2) for _ in range(2)],
         lut_ram(FAMILY, FP32.bits, n),  # scales
         lut_ram(FAMILY, entry, OUTPUT_DEPTH - 1),
     ]
@@ -57,11 +65,12 @@ def _attention(c: AttentionConfig) -> list[Primitives]:
         styled_ram(FAMILY, c.row_ram, c.code_bits * c.head_dim, tile),  # values
         block_ram(FAMILY, FP32.bits, c.score_depth),
         block_ram(FAMILY, FP32.bits * c.vector_lanes, 1 << (_bits(c.head_beats) + rows)),  # running outputs
+        _automatic(FP32.bits, 1 << rows),  # denominators
     ]
 
 
 def _head(c: HeadConfig) -> list[Primitives]:
-    return [lut_ram(FAMILY, 8 * c.beat_bytes, c.row_beats)] * c.lanes
+    return [_automatic(8 * c.beat_bytes, c.row_beats)] * c.lanes
 
 
 def _loader(c: LoaderConfig) -> list[Primitives]:
@@ -70,7 +79,10 @@ def _loader(c: LoaderConfig) -> list[Primitives]:
 
 def _control(spec: CoreSpec) -> list[Primitives]:
     style = "block" if spec.config.device_ram == "ultra" else "distributed"
-    return [styled_ram(FAMILY, style, INSTRUCTION_BITS, spec.config.program_words)]
+    program = styled_ram(FAMILY, style, INSTRUCTION_BITS, spec.config.program_words)
+    id_bits, context = max(1, (spec.shape.vocabulary - 1).bit_length()), spec.shape.context
+    tokens = [block_ram(FAMILY, id_bits, context)] * 2 if context > LUT_ROWS * 8 else []  # read by two; a shallow one is LUT-RAM, and fitted
+    return [program, *tokens]
 
 
 MEMORIES: Mapping[str, Callable[[Any], list[Primitives]]] = {

@@ -15,6 +15,7 @@ __all__ = [
     "TABLE_DEPTH",
     "ItemWalker",
     "counter",
+    "deep_memory",
     "delay",
     "item_layout",
     "kv_write_layout",
@@ -35,6 +36,11 @@ def row_memory(config: AttentionConfig) -> dict[str, str | int]:
     No row is read in the cycle that writes it, which yosys is told for block RAM (as in ``OneReadRam``).
     """
     return {"ram_style": "distributed"} if config.row_ram == "distributed" else {"ram_style": config.row_ram, "no_rw_check": 1}
+
+
+def deep_memory(config: AttentionConfig) -> dict[str, str | int]:
+    """Attributes of scores and running outputs; on a small device synthesis chooses."""
+    return {} if config.row_ram == "distributed" else {"ram_style": config.row_ram}
 
 
 def row_layout(config: AttentionConfig) -> data.StructLayout:

@@ -16,7 +16,7 @@ from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatAdd, FloatConvert, FloatMul, FloatToInt, IntToFloat
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.attention_denominator import Quotient
-from lutra.rtl.ternary.attention_items import TABLE_DEPTH, counter, delay, item_layout, row_address, row_memory
+from lutra.rtl.ternary.attention_items import TABLE_DEPTH, counter, deep_memory, delay, item_layout, row_address, row_memory
 
 __all__ = ["Output", "Products", "product_bits"]
 
@@ -297,7 +297,7 @@ class Output(wiring.Component):
         beats = self.config.head_beats
         layout = data.ArrayLayout(FP32.bits, self.config.vector_lanes)
         places = max(1, ceil_log2(beats))
-        m.submodules.outputs = outputs = Memory(shape=layout, depth=1 << (places + len(row)), init=[])
+        m.submodules.outputs = outputs = Memory(shape=layout, depth=1 << (places + len(row)), init=[], attrs=deep_memory(self.config))
         store, fetch = outputs.write_port(), outputs.read_port()
         # The multiplier by f stands beside the one by the scale, which the conversion of P precedes: the read takes that conversion's last clock.
         reading = delay(m, active, "reading", self._factors - 1)

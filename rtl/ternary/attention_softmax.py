@@ -13,7 +13,7 @@ from lutra.hls_models.ternary.attention import STORED_ITEMS, AttentionConfig
 from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatAdd, FloatMul, greater
 from lutra.rtl.functions import Exp2
-from lutra.rtl.ternary.attention_items import counter, delay, item_layout, row_address
+from lutra.rtl.ternary.attention_items import counter, deep_memory, delay, item_layout, row_address
 from lutra.rtl.ternary.attention_scores import maximum_layout
 
 __all__ = ["Softmax"]
@@ -120,7 +120,7 @@ class Softmax(wiring.Component):
 
     def _scores(self, m: Module, read: Signal) -> Signal:
         """The queue of scores; its output follows ``read`` by a clock. Whoever writes has kept count of its room."""
-        m.submodules.scores = scores = Memory(shape=FP32.bits, depth=self.config.score_depth, init=[])
+        m.submodules.scores = scores = Memory(shape=FP32.bits, depth=self.config.score_depth, init=[], attrs=deep_memory(self.config))
         store, fetch = scores.write_port(), scores.read_port()
         m.d.comb += [store.data.eq(self.score), store.en.eq(self.score_valid), fetch.en.eq(read)]
         for port in (store, fetch):
