@@ -261,9 +261,10 @@ def _drafts(result: Row, found: Row) -> str:
                 own = cycles.get(lanes)
                 row.append(f"{1e3 * own / CLOCK_HZ:.2f}; {mean * CLOCK_HZ / own:.1f}" if own else "—")
         rows.append(row)
-    return f"""Drafts from n-grams of up to {found["longest_ngram"]} tokens of the prompt and the text so far, verified by the token lanes that decode leaves idle; the text
-is greedy decoding's, bit for bit. Measured over {found["tokens"]:,} tokens that the golden model of `{found["model"]}` wrote greedily behind {found["texts"]} pieces of
-{found["prompt"]} held-out characters. At full size the cycles of a pass are the model's (*predicted*); that its text would be as repetitive is an assumption.
+    return f"""Drafts from n-grams of up to {found["longest_ngram"]} tokens of the prompt and the text so far, verified by the token lanes that decode
+leaves idle; the text is greedy decoding's, bit for bit. Measured over {found["tokens"]:,} tokens that the golden model of `{found["model"]}` wrote greedily
+behind {found["texts"]} pieces of {found["prompt"]} held-out characters. At full size the cycles of a pass are the model's (*predicted*); that its text
+would be as repetitive is an assumption.
 
 {_table(head, rows)}"""
 
@@ -285,10 +286,11 @@ def _planes(result: Row, found: Row) -> str:
             row += [f"{(decode['bytes'] - saved) / 1e6:,.1f}", f"{1 / (1 / decode['tokens_per_second'] - saved / rate):.2f}"]
         rows.append(row)
     head = ["rows scored again", *(f"{NAMES[m]}: {text}" for m in MODELS for text in ("MB a token", "tokens/s at 128"))]
-    return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; every choice is certified to be the
-int8 head's. On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) all {found["same_choices"]:,} choices
-are the int8 head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes are read. At full size *predicted* from
-the bytes alone: what the memory does not move, at the preset's rate; how many rows a trained model of that size would score again is not known.
+    return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; every choice is certified to be
+the int8 head's. On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) {found["same_choices"]:,} choices
+are the int8 head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes
+are read. At full size *predicted* from the bytes alone: what the memory does not move, at the preset's rate; how many rows a trained model of that size
+would score again is not known.
 
 {_table(head, rows)}"""
 

@@ -55,7 +55,8 @@ class KvLayout(Config):
             raise ValueError(f"head_dim must be a multiple of the port's {PORT_BYTES} bytes, not {self.head_dim}")
         if self.head_dim < self.beat_bytes:
             raise ValueError(
-                f"ports must be at most head_dim / {PORT_BYTES} = {self.head_dim // PORT_BYTES} (a beat holds at most one row), not {self.beat_bytes // PORT_BYTES}"
+                f"ports must be at most head_dim / {PORT_BYTES} = {self.head_dim // PORT_BYTES} (a beat holds at most one row), "
+                f"not {self.beat_bytes // PORT_BYTES}"
             )
         if self.key_tile * self.head_dim % self.beat_bytes:
             raise ValueError(f"key_tile x head_dim must be whole beats of {self.beat_bytes} bytes, not {self.key_tile} x {self.head_dim}")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LOADER: fetches weights, parameters, rotary rows, embeddings and the head's table from memory (docs/architecture.md, 2.4).
 
-Every request reserves the room of its data, so ``data`` is always accepted. WEIGHTS, PARAMS and ROPE are credited by their consumer, one beat of
+A request is a burst: consecutive beats up to the next multiple of ``burst_beats`` (1 on chip), at most half of the queue that they pass. Every request
+reserves the room of its data, so ``data`` is always accepted. WEIGHTS, PARAMS and ROPE are credited by their consumer, one beat of
 ``*_freed`` per row. PARAMS and ROPE beats pass a queue of ``rows_beats`` beats here (one row of V values leaves per clock), EMBED beats one of
 ``embed_beats``, HEAD beats one of ``head_beats``; a request needs a free entry of its queue too.
 
@@ -12,7 +13,7 @@ Times of one load (handshake cycles; internal events are named after the RTL's r
     job j   -> fire >= j+1; one per clock; the next job is taken in the cycle of the last fire, so DIRECT loads follow without a gap
     fire f  -> read from f+1; f is at least 1 after every event that frees what it needs: a ``*_freed`` beat, a pop of its queue, the ``data`` beat
                that ends one of ``outstanding`` requests
-    data d  -> weights d+1 (``ready`` is not looked at: the room is reserved); the queues can be popped from d+QUEUE_LATENCY
+    data d  -> weights, kv d+1 (``ready`` is not looked at: the room is reserved); the queues can be popped from d+QUEUE_LATENCY
     pop     -> params, rope, embed: output register, valid 1 after it is loaded; head: the queue's own output
     last beat e of a load on its output -> done from e+2, in program order
 """
@@ -25,6 +26,7 @@ from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
 from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
+from lutra.hls_models.ternary.kv_layout import KvLayout
 
 __all__ = ["PARAM_BITS", "QUEUE_LATENCY", "Load", "LoaderConfig"]
 
@@ -75,12 +77,26 @@ class LoaderConfig(Config):
     embed_beats: int = Field(default=8, ge=2, le=256, description="embedding beats queued here")
     head_beats: int = Field(default=8, ge=2, le=256, description="beats of the head's table queued here")
     outstanding: int = Field(default=16, ge=1, le=1024, description="requests whose data are on their way, at most")
+    burst_beats: int = Field(default=1, ge=1, le=256, description="beats of a request at most, a power of two whose multiples it does not cross")
+    kv: KvLayout | None = Field(default=None, description="keys and values, where they come through the loader")
     instructions: int = Field(default=32, ge=1, le=256, description="instructions accepted and not done, at most")
 
     @property
     def rows_per_beat(self) -> int:
         """Params or rope rows that a beat carries (P), lowest first."""
         return self.beat_bytes // (self.vector_lanes * PARAM_BITS // 8)
+
+    def largest_burst(self, target: LoadTarget) -> int:
+        """Beats of a request at most: half of the queue that they pass, a power of two."""
+        depths = {LoadTarget.PARAMS: self.rows_beats, LoadTarget.ROPE: self.rows_beats, LoadTarget.EMBED: self.embed_beats, LoadTarget.HEAD: self.head_beats}
+        half = max(1, depths.get(target, 2 * self.burst_beats) // 2)
+        return min(self.burst_beats, 1 << half.bit_length() - 1)
+
+    def bursts(self, target: LoadTarget, address: int, beats: int) -> NDArray[np.int64]:
+        """Beats of each request (n,) of a job of ``beats`` beats from ``address``."""
+        size = self.largest_burst(target)
+        cuts = np.arange(address // size + 1, -(-(address + beats) // size)) * size - address
+        return np.diff(np.concatenate([[0], cuts, [beats]]))
 
     @property
     def scale_units(self) -> int:
@@ -103,9 +119,17 @@ class LoaderConfig(Config):
             raise ValueError(f"beat_bytes must hold one row of vector_lanes x {PARAM_BITS} bits, so at least {3 * v}, not {b}")
         if self.hidden % v:
             raise ValueError(f"hidden must be a multiple of vector_lanes = {v}, not {self.hidden}; nearest: {-(-self.hidden // v) * v}")
+        if self.burst_beats & (self.burst_beats - 1):
+            raise ValueError(f"burst_beats must be a power of two, not {self.burst_beats}; nearest: {1 << self.burst_beats.bit_length() - 1}")
+        if self.ring_rows * self.row_beats < self.burst_beats:
+            raise ValueError(
+                f"ring_rows must hold a burst of {self.burst_beats} beats, not {self.ring_rows} rows; nearest: {-(-self.burst_beats // self.row_beats)}"
+            )
         for name, rows in (("params_rows", self.params_rows), ("rope_rows", self.rope_rows)):
-            if rows < self.rows_per_beat:
-                raise ValueError(f"{name} must hold one beat of {self.rows_per_beat} rows, not {rows}; nearest: {self.rows_per_beat}")
+            beats = self.largest_burst(LoadTarget.PARAMS)
+            if rows < beats * self.rows_per_beat:
+                what, needed = "beat" if beats == 1 else f"burst of {beats} beats", beats * self.rows_per_beat
+                raise ValueError(f"{name} must hold one {what} of {needed} rows, not {rows}; nearest: {needed}")
         return self
 
     # Values

@@ -102,10 +102,8 @@ class MemoryTiming:
         Writes that take slots up to these cycles must be known.
         """
         first = max(requested + REQUEST + self.config.latency, self._next)
-        if self.config.uniform and not (self._written and self._written[-1] >= first):
-            cycles = np.arange(first, first + beats)
-        else:
-            cycles = self._slots(first, beats)
+        alone = self.config.uniform and not (self._written and self._written[-1] >= first)
+        cycles = np.arange(first, first + beats) if alone else self._slots(first, beats)
         self._next = int(cycles[-1]) + 1
         return cycles + DELIVER
 

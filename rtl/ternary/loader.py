@@ -1,41 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """LOADER: fetches weights, parameters, rotary rows, embeddings and the head's table from memory."""
 
-from amaranth import C, Cat, Module, Mux, Signal, Value, signed
+from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra.hls_models.ternary.isa import LoadMode, LoadTarget, Unit
+from lutra.hls_models.ternary.isa import LoadMode, Unit
 from lutra.hls_models.ternary.loader import PARAM_BITS, LoaderConfig
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.dispatch import unit_layout
+from lutra.rtl.ternary.loader_issue import EMBED, HEAD, JOB, KV, REQUEST, ROWS, WEIGHTS, Issue, kind_of
+from lutra.rtl.ternary.loader_tiles import TileWalker
 
-__all__ = ["Loader"]
-
-WEIGHTS, ROWS, EMBED, HEAD = range(4)
-"""Kinds of data: where a beat goes, and whose room its request takes."""
-KINDS = {LoadTarget.WEIGHTS: WEIGHTS, LoadTarget.PARAMS: ROWS, LoadTarget.ROPE: ROWS, LoadTarget.EMBED: EMBED, LoadTarget.HEAD: HEAD}
-
-JOB = data.StructLayout({"target": 3, "address": 32, "beats": 24, "rows": 16, "last": 1})
-"""Consecutive beats to fetch, ``rows`` rows in them; ``last``: of its instruction."""
-
-
-def _credit(m: Module, name: str, *, initial: int, gain: Value, take: Value) -> Signal:
-    """A counter that starts at ``initial`` and never leaves 0 … initial."""
-    credit = Signal(range(initial + 1), init=initial, name=name)
-    m.d.sync += credit.eq(credit + gain - take)
-    return credit
-
-
-def _kind(target: Value) -> Value:
-    """Kind of a target; the table is as long as the field can count."""
-    return Cat(C(KINDS.get(LoadTarget(value), 0) if value < len(KINDS) else 0, 2) for value in range(8)).word_select(target, 2)
+__all__ = ["Loader", "kv_layout"]
 
 
 class _Plan(wiring.Component):
-    """Turns an instruction into jobs: one, or one per token in modes TOKEN and POSITION. ``room``: one more instruction may start."""
+    """Turns an instruction into jobs: one, or one per token in modes TOKEN and POSITION, one per tile in mode TILES. ``room``: one more may start."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: LoaderConfig) -> None:
+        self._kv = config.kv
         super().__init__(
             {
                 "room": In(1),
@@ -63,6 +47,13 @@ class _Plan(wiring.Component):
             job.last.eq(single | (left == 1)),
             self.id_request.payload.eq(position),
         ]
+        if self._kv is not None:
+            m.submodules.tiles = tiles = TileWalker(self._kv)
+            m.d.comb += [
+                tiles.base.eq(instr.address),
+                *(getattr(tiles, name).eq(instr[name]) for name in ("tokens", "position", "serial")),
+                tiles.start.eq(self.instr.valid & self.instr.ready & (instr.mode == LoadMode.TILES)),
+            ]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(self.room)
@@ -83,6 +74,9 @@ class _Plan(wiring.Component):
                         m.next = "ASK"
                     with m.Case(LoadMode.POSITION):
                         m.next = "MULTIPLY"
+                    if self._kv is not None:
+                        with m.Case(LoadMode.TILES):
+                            m.next = "TILES"
                     with m.Default():
                         m.next = "JOB"
             with m.State("ASK"):
@@ -108,103 +102,12 @@ class _Plan(wiring.Component):
                         m.next = "IDLE"
                     with m.Elif(by_token):
                         m.next = "ASK"
-        return m
-
-
-class _Issue(wiring.Component):
-    """Turns jobs into requests, one per clock while there is room, and notes for each what its data will be.
-
-    Members
-    -------
-    fire : ``Out(1)``, with ``note``: a request enters the ``read`` register.
-    answered : ``In(1)``: a beat of data arrived. popped : ``In(4)``: per kind, a beat left its queue.
-    """
-
-    def __init__(self, config: LoaderConfig, note: data.StructLayout) -> None:
-        self._config = config
-        super().__init__(
-            {
-                "job": In(stream.Signature(JOB)),
-                "read": Out(stream.Signature(32)),
-                "weights_freed": In(stream.Signature(1)),
-                "params_freed": In(stream.Signature(1)),
-                "rope_freed": In(stream.Signature(1)),
-                "popped": In(4),
-                "answered": In(1),
-                "fire": Out(1),
-                "note": Out(note),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        config, p = self._config, self._config.rows_per_beat
-        active, job = Signal(), Signal(JOB, reset_less=True)
-        ready, final, fire = Signal(), Signal(), self.fire
-        fired = {target: Signal(name=f"fired_{target.name.lower()}") for target in LoadTarget}
-        m.d.comb += [fired[target].eq(fire & (job.target == target)) for target in LoadTarget]
-        count = Signal(range(p + 1))
-        m.d.comb += [final.eq(job.beats == 1), count.eq(Mux(final, job.rows, p))]
-
-        freed = {LoadTarget.WEIGHTS: self.weights_freed, LoadTarget.PARAMS: self.params_freed, LoadTarget.ROPE: self.rope_freed}
-        m.d.comb += [port.ready.eq(1) for port in freed.values()]
-        weights = _credit(
-            m,
-            "weights_credit",
-            initial=config.ring_rows * config.row_beats,
-            gain=Mux(self.weights_freed.valid, config.row_beats, 0),
-            take=fired[LoadTarget.WEIGHTS],
-        )
-        params, rope = (
-            _credit(m, f"{t.name.lower()}_credit", initial=rows, gain=freed[t].valid, take=Mux(fired[t], count, 0))
-            for t, rows in ((LoadTarget.PARAMS, config.params_rows), (LoadTarget.ROPE, config.rope_rows))
-        )
-        depths = {ROWS: config.rows_beats, EMBED: config.embed_beats, HEAD: config.head_beats}
-        rooms = {
-            kind: _credit(
-                m,
-                f"room_{kind}",
-                initial=depth,
-                gain=self.popped[kind],
-                take=Cat(fired[target] for target, k in KINDS.items() if k == kind).any(),
-            )
-            for kind, depth in depths.items()
-        }
-        flight = _credit(m, "flight", initial=config.outstanding, gain=self.answered, take=fire)
-
-        room = Signal()
-        with m.Switch(job.target):
-            with m.Case(LoadTarget.WEIGHTS):
-                m.d.comb += room.eq(weights != 0)
-            with m.Case(LoadTarget.PARAMS):
-                m.d.comb += room.eq((params >= count) & (rooms[ROWS] != 0))
-            with m.Case(LoadTarget.ROPE):
-                m.d.comb += room.eq((rope >= count) & (rooms[ROWS] != 0))
-            with m.Case(LoadTarget.EMBED):
-                m.d.comb += room.eq(rooms[EMBED] != 0)
-            with m.Default():
-                m.d.comb += room.eq(rooms[HEAD] != 0)
-        m.d.comb += [
-            fire.eq(active & room & (flight != 0) & (~self.read.valid | self.read.ready)),
-            ready.eq(~active | (fire & final)),
-            self.job.ready.eq(ready),
-            self.note.kind.eq(_kind(job.target)),
-            self.note.rope.eq(job.target == LoadTarget.ROPE),
-            self.note.rows.eq(count - 1),
-            self.note.last.eq(final & job.last),
-        ]
-        with m.If(self.read.ready):
-            m.d.sync += self.read.valid.eq(0)
-        with m.If(fire):
-            m.d.sync += [
-                self.read.valid.eq(1),
-                self.read.payload.eq(job.address),
-                job.address.eq(job.address + 1),
-                job.beats.eq(job.beats - 1),
-                job.rows.eq(job.rows - p),
-            ]
-        with m.If(ready):
-            m.d.sync += [active.eq(self.job.valid), job.eq(self.job.payload)]
+            if self._kv is not None:
+                with m.State("TILES"):
+                    m.d.comb += [self.job.valid.eq(tiles.valid), tiles.take.eq(self.job.ready & tiles.valid)]
+                    m.d.comb += [job[name].eq(getattr(tiles, name)) for name in ("address", "beats", "rows", "value", "last")]
+                    with m.If(tiles.take & tiles.last):
+                        m.next = "IDLE"
         return m
 
 
@@ -291,15 +194,15 @@ class _Finish(wiring.Component):
 
     def __init__(self, config: LoaderConfig) -> None:
         self._depth = config.instructions
-        super().__init__({"start": In(1), "kind": In(2), "ended": In(4), "done": Out(stream.Signature(1)), "room": Out(1)})
+        super().__init__({"start": In(1), "kind": In(3), "ended": In(5), "done": Out(stream.Signature(1)), "room": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         depth = self._depth
-        m.submodules.order = order = memory.Memory(shape=2, depth=depth, init=[])
+        m.submodules.order = order = memory.Memory(shape=3, depth=depth, init=[])
         store, head = order.write_port(), order.read_port(domain="comb")
         running = Signal(range(depth + 1))
-        counts = [Signal(range(depth + 1), name=f"ended_{kind}") for kind in range(4)]
+        counts = [Signal(range(depth + 1), name=f"ended_{kind}") for kind in range(5)]
         pop = Signal()
         m.d.comb += [
             self.room.eq(running != depth),
@@ -323,8 +226,13 @@ def _unit(config: LoaderConfig) -> data.StructLayout:
     return data.StructLayout({"codes": data.ArrayLayout(signed(8), config.vector_lanes), "scale": 32})
 
 
+def kv_layout(config: LoaderConfig) -> data.StructLayout:
+    """A beat of a tile of keys or values, as it goes to ``KvRows``."""
+    return data.StructLayout({"beat": 8 * config.beat_bytes, "first": 1, "rows": 16, "value": 1, "last": 1})
+
+
 class Loader(wiring.Component):
-    """Requests one beat per clock, ahead of its consumers as far as their room allows; times in ``lutra.hls_models.ternary.loader``.
+    """Requests bursts, one beat per clock on chip, ahead of its consumers as far as their room allows; times in ``lutra.hls_models.ternary.loader``.
 
     Parameters
     ----------
@@ -333,12 +241,14 @@ class Loader(wiring.Component):
     Members
     -------
     instr : ``In(stream)`` of the LOADER's fields, tokens, position; offered once its semaphores are satisfied.
-    read, data : beat addresses out, beats back in order; ``data.ready`` is always 1.
+    read, data : bursts {address, beats} out, beats back in order; ``data.ready`` is always 1.
     id_request, id : index in the context out, token id back (mode TOKEN).
     weights : ``Out(stream)``; ``ready`` is not looked at, the credit has reserved the room.
     params, rope : ``Out(stream)`` of rows of V values of 24 bits, lowest lane first.
     embed : ``Out(stream)`` of ``codes`` (V signed bytes) and their row's ``scale`` (fp32).
     head : ``Out(stream)`` of beats.
+    kv : ``Out(stream)`` of {beat, first, rows, value, last}: beats of key and value tiles, ``first`` of a tile of ``rows`` rows; ``ready`` is not looked at.
+    k_freed, v_freed : ``In(stream)``, always ready: half of ATTEND's buffer of keys (values) is free again.
     weights_freed, params_freed, rope_freed : ``In(stream)``, always ready: a beat per row that left the ring of the consumer.
     done : ``Out(stream)``, one beat (0) per instruction once its last beat was taken, in program order.
     """
@@ -349,7 +259,7 @@ class Loader(wiring.Component):
         super().__init__(
             {
                 "instr": In(stream.Signature(unit_layout(Unit.LOADER))),
-                "read": Out(stream.Signature(32)),
+                "read": Out(stream.Signature(REQUEST)),
                 "data": In(beat),
                 "id_request": Out(stream.Signature(16)),
                 "id": In(stream.Signature(20)),
@@ -358,6 +268,9 @@ class Loader(wiring.Component):
                 "rope": Out(row),
                 "embed": Out(stream.Signature(_unit(config))),
                 "head": Out(beat),
+                "kv": Out(stream.Signature(kv_layout(config))),
+                "k_freed": In(freed),
+                "v_freed": In(freed),
                 "weights_freed": In(freed),
                 "params_freed": In(freed),
                 "rope_freed": In(freed),
@@ -368,10 +281,11 @@ class Loader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self._config
-        note = data.StructLayout({"kind": 2, "rope": 1, "rows": range(config.rows_per_beat), "last": 1})
+        fields = {"kind": 3, "rope": 1, "rows": range(config.rows_per_beat), "last": 1}
+        note, burst = data.StructLayout(fields), data.StructLayout(fields | {"beats": 9, "first": 1, "value": 1, "tile_rows": 16})
         noted = data.StructLayout({"beat": 8 * config.beat_bytes, "note": note})
-        m.submodules.plan = plan = _Plan()
-        m.submodules.issue = issue = _Issue(config, note)
+        m.submodules.plan = plan = _Plan(config)
+        m.submodules.issue = issue = Issue(config, burst)
         m.submodules.finish = finish = _Finish(config)
         m.submodules.rows_queue = rows_queue = Queue(shape=noted, depth=config.rows_beats)
         m.submodules.embed_queue = embed_queue = Queue(shape=noted, depth=config.embed_beats)
@@ -386,6 +300,8 @@ class Loader(wiring.Component):
             (issue.weights_freed, self.weights_freed),
             (issue.params_freed, self.params_freed),
             (issue.rope_freed, self.rope_freed),
+            (issue.k_freed, self.k_freed),
+            (issue.v_freed, self.v_freed),
             (rows.params, self.params),
             (rows.rope, self.rope),
             (embed.embed, self.embed),
@@ -396,26 +312,49 @@ class Loader(wiring.Component):
         wiring.connect(m, rows_queue.output, rows.beats)
         wiring.connect(m, embed_queue.output, embed.beats)
 
-        # Notes wait, in request order, for their data.
-        m.submodules.notes = notes = memory.Memory(shape=note, depth=config.outstanding, init=[])
+        # Notes of bursts wait, in request order, for their data.
+        m.submodules.notes = notes = memory.Memory(shape=burst, depth=config.outstanding, init=[])
         store, oldest = notes.write_port(), notes.read_port(domain="comb")
-        m.d.comb += [store.en.eq(issue.fire), store.data.eq(issue.note), self.data.ready.eq(1), issue.answered.eq(self.data.valid)]
+        told, arrived, burst_end = Signal(note), Signal(9), Signal()
+        m.d.comb += [
+            store.en.eq(issue.fire),
+            store.data.eq(issue.note),
+            self.data.ready.eq(1),
+            burst_end.eq(arrived == oldest.data.beats - 1),
+            issue.answered.eq(self.data.valid & burst_end),
+            # What belongs to a burst's last beat; those before it are full.
+            told.kind.eq(oldest.data.kind),
+            told.rope.eq(oldest.data.rope),
+            told.rows.eq(Mux(burst_end, oldest.data.rows, config.rows_per_beat - 1)),
+            told.last.eq(oldest.data.last & burst_end),
+        ]
         with m.If(issue.fire):
             m.d.sync += store.addr.eq(Mux(store.addr == config.outstanding - 1, 0, store.addr + 1))
         with m.If(self.data.valid):
-            m.d.sync += oldest.addr.eq(Mux(oldest.addr == config.outstanding - 1, 0, oldest.addr + 1))
+            m.d.sync += arrived.eq(Mux(burst_end, 0, arrived + 1))
+            with m.If(burst_end):
+                m.d.sync += oldest.addr.eq(Mux(oldest.addr == config.outstanding - 1, 0, oldest.addr + 1))
 
-        kind, weights_last = oldest.data.kind, Signal()
+        kind, weights_last = told.kind, Signal()
         m.d.sync += [
             self.weights.valid.eq(self.data.valid & (kind == WEIGHTS)),
             self.weights.payload.eq(self.data.payload),
-            weights_last.eq(oldest.data.last),
+            weights_last.eq(told.last),
         ]
+        if config.kv is not None:
+            m.d.sync += [
+                self.kv.valid.eq(self.data.valid & (kind == KV)),
+                self.kv.payload.beat.eq(self.data.payload),
+                self.kv.payload.first.eq(oldest.data.first & (arrived == 0)),
+                self.kv.payload.rows.eq(oldest.data.tile_rows),
+                self.kv.payload.value.eq(oldest.data.value),
+                self.kv.payload.last.eq(told.last),
+            ]
         for value, queue in ((ROWS, rows_queue), (EMBED, embed_queue), (HEAD, head_queue)):
             m.d.comb += [
                 queue.input.valid.eq(self.data.valid & (kind == value)),
                 queue.input.payload.beat.eq(self.data.payload),
-                queue.input.payload.note.eq(oldest.data),
+                queue.input.payload.note.eq(told),
             ]
         head_popped = Signal()
         m.d.comb += [
@@ -425,8 +364,16 @@ class Loader(wiring.Component):
             head_popped.eq(self.head.valid & self.head.ready),
             issue.popped.eq(Cat(0, rows.popped, embed.popped, head_popped)),
             finish.start.eq(self.instr.valid & self.instr.ready),
-            finish.kind.eq(_kind(self.instr.payload.target)),
-            finish.ended.eq(Cat(self.weights.valid & weights_last, rows.ended, embed.ended, head_popped & head_queue.output.payload.note.last)),
+            finish.kind.eq(kind_of(self.instr.payload.target)),
+            finish.ended.eq(
+                Cat(
+                    self.weights.valid & weights_last,
+                    rows.ended,
+                    embed.ended,
+                    head_popped & head_queue.output.payload.note.last,
+                    self.kv.valid & self.kv.payload.last,
+                )
+            ),
             plan.room.eq(finish.room),
         ]
         return m

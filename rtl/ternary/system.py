@@ -20,7 +20,7 @@ class OnChipPort(wiring.Component):
 
     def __init__(self, *, width: int, address_bits: int, ram: wiring.Component, latency: int = 2) -> None:
         self._ram, self._late = ram, latency - 2
-        super().__init__({"read": In(stream.Signature(address_bits)), "data": Out(stream.Signature(width))})
+        super().__init__({"read": In(stream.Signature(self._request)), "data": Out(stream.Signature(width))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
