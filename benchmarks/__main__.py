@@ -7,6 +7,7 @@ python -m benchmarks blocks                 block RAMs of the tiny core on an EC
 python -m benchmarks pim                    PIM tokens: GPT-3 XL and its row bound, eight models, contexts, channels; writes docs/pim.md
 python -m benchmarks kv260                  full-size models on a KV260: decode, prefill, curves, TeLLMe's schedule; writes docs/kv260.md
 python -m benchmarks kv260_page             docs/kv260.md once more, from the newest stored figures
+python -m benchmarks layers                 one layer of the full-size models in the hardware's arithmetic beside float64
 python -m benchmarks pim_page               docs/pim.md and its plots once more, from the newest stored figures of `pim`
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
@@ -35,6 +36,7 @@ from benchmarks import (
     kv260,
     kv260_page,
     kv260_plots,
+    layers,
     minilm,
     pim,
     pim_accuracy,
@@ -63,6 +65,7 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": speed.measure,
     "blocks": blocks.count,
     "kv260": kv260.measure,
+    "layers": layers.measure,
     "pim": pim.measure,
     "pim_speed": pim_speed.measure,
     "pim_functions": pim_functions.measure,
