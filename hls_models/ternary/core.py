@@ -3,6 +3,7 @@
 
 import hashlib
 from functools import cached_property
+from typing import Any
 
 from pydantic import model_validator
 
@@ -12,7 +13,8 @@ from lutra.hls_models.ternary.attention import AttentionConfig
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.kv_layout import KvLayout
-from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.loader import ROUND_TRIP, LoaderConfig
+from lutra.hls_models.ternary.memory import DELIVER, REQUEST
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.vector import VectorConfig
 from lutra.hls_models.ternary.weights import WeightPathConfig
@@ -142,7 +144,12 @@ class CoreSpec(Config):
 
     @cached_property
     def loader(self) -> LoaderConfig:
-        c = self.config
+        c, memory = self.config, self.config.memory
+        own: dict[str, Any] = {"outstanding": max(16, c.memory_latency + 2)}  # one request per clock, whatever the latency
+        if memory:
+            # A burst takes a quarter of its queue at most: the other three keep the output busy for the round trip of its place, and two whole bursts fit.
+            queue = max(2 * memory.burst_beats, -(-4 * (memory.latency + REQUEST + DELIVER + ROUND_TRIP) // 3))
+            own = {"outstanding": memory.outstanding, "burst_beats": memory.burst_beats, "kv": self.kv_layout, "rows_beats": queue, "head_beats": queue}
         return LoaderConfig(
             beat_bytes=c.beat_bytes,
             vector_lanes=c.vector_lanes,
@@ -151,7 +158,7 @@ class CoreSpec(Config):
             ring_rows=c.ring_rows,
             params_rows=c.params_rows,
             rope_rows=c.rope_rows,
-            outstanding=max(16, c.memory_latency + 2),  # one request per clock, whatever the latency
+            **own,
         )
 
     @cached_property

@@ -16,9 +16,12 @@ from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import INSTRUCTION_BITS
 from lutra.hls_models.ternary.memory import PORT_BYTES
 
-__all__ = ["KvLayout", "KvTile", "KvWrite"]
+__all__ = ["KV_ROWS", "SCALE_BYTES", "KvLayout", "KvTile", "KvWrite"]
 
 SCALE_BYTES = 4
+
+KV_ROWS = 1
+"""Clocks from the beat with which a row is complete, on ``KvRows.kv``, to the row on ``KvRows.kv_data``: the joined row's register."""
 
 
 class KvTile(NamedTuple):
@@ -76,6 +79,8 @@ class KvLayout(Config):
             )
         if self.key_tile * self.head_dim % self.beat_bytes:
             raise ValueError(f"key_tile x head_dim must be whole beats of {self.beat_bytes} bytes, not {self.key_tile} x {self.head_dim}")
+        if self.key_tile & (self.key_tile - 1):
+            raise ValueError(f"key_tile must be a power of two, not {self.key_tile}; nearest: {1 << self.key_tile.bit_length() - 1}")
         if self.context % self.key_tile:
             nearest = max(1, self.context // self.key_tile) * self.key_tile
             raise ValueError(f"context must be whole key tiles of {self.key_tile}, not {self.context}; nearest: {nearest}")
@@ -116,6 +121,16 @@ class KvLayout(Config):
     def last_beat(self, row: int) -> int:
         """Beat of a block, counted from its first, with which row ``row`` is complete."""
         return self.scale_beats + -(-(row + 1) * self.head_dim // self.beat_bytes) - 1
+
+    def tile_rows(self, beats: NDArray[np.uint8], rows: int) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
+        """Codes (rows, head_dim) and scales (rows,) of a tile's ``tile_beats(rows)`` beats (n, B), as ``KvRows`` gives them."""
+        first = self.scale_beats
+        scales = np.ascontiguousarray(beats[:first]).reshape(-1).view("<u4")[:rows]
+        return np.ascontiguousarray(beats[first:]).reshape(-1).view(np.int8)[: rows * self.head_dim].reshape(rows, -1), scales
+
+    def row_cycles(self, beats: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+        """Cycles (rows,) in which ``KvRows`` gives a tile's rows, of those (tile_beats,) in which it gets the beats."""
+        return np.asarray(beats, np.int64)[[self.last_beat(row) for row in range(rows)]] + KV_ROWS
 
     def address(self, layer: int, head: int, tile: int, *, value: bool) -> int:
         """First beat of a block."""

@@ -24,20 +24,23 @@ Times of one load (handshake cycles; internal events are named after the RTL's r
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
 from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
 from lutra.hls_models.ternary.kv_layout import KvLayout, KvTile
 
-__all__ = ["PARAM_BITS", "QUEUE_LATENCY", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
+__all__ = ["PARAM_BITS", "QUEUE_LATENCY", "ROUND_TRIP", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
 
 PARAM_BITS = 24
 """Bits of one value of a params or rope row."""
 
 QUEUE_LATENCY = 1
 """Clocks from a beat's way into a queue (``lutra.rtl.streams.Queue``) until it can leave."""
+
+ROUND_TRIP = 2 + QUEUE_LATENCY
+"""Clocks from a pop of a queue to that of the beat that takes its place, besides those from ``read`` to ``data``: the credit, the fire, the queue."""
 
 TILE_STEP = 2
 """Clocks from the clock in which a tile is taken until the next one is there: STEP, its place."""
@@ -102,11 +105,19 @@ class LoaderConfig(Config):
         depth = {LoadTarget.HEAD: self.head_beats, LoadTarget.EMBED: 1}.get(target, self.rows_beats)
         return min(self.burst_beats, 1 << max(1, depth // 4).bit_length() - 1)
 
-    def bursts(self, target: LoadTarget, address: int, beats: int) -> NDArray[np.int64]:
-        """Beats of each request (n,) of a job of ``beats`` beats from ``address``."""
+    def bursts(self, target: LoadTarget, address: ArrayLike, beats: ArrayLike) -> NDArray[np.int64]:
+        """Beats of each request (n,) of jobs of ``beats`` beats from ``address`` (jobs,), one after the other."""
         size = self.largest_burst(target)
-        cuts = np.arange(address // size + 1, -(-(address + beats) // size)) * size - address
-        return np.diff(np.concatenate([[0], cuts, [beats]]))
+        address = np.atleast_1d(np.asarray(address, np.int64))
+        counts, end = self.job_bursts(target, address, beats), address + np.asarray(beats, np.int64)
+        index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        cut = (np.repeat(address // size, counts) + index) * size
+        return np.minimum(np.repeat(end, counts), cut + size) - np.maximum(np.repeat(address, counts), cut)
+
+    def job_bursts(self, target: LoadTarget, address: ArrayLike, beats: ArrayLike) -> NDArray[np.int64]:
+        """Requests (jobs,) of each job."""
+        size, first = self.largest_burst(target), np.asarray(address, np.int64)
+        return (first + np.asarray(beats, np.int64) - 1) // size - first // size + 1
 
     @property
     def tile_rows(self) -> int:
