@@ -16,7 +16,7 @@ from lutra.hls_models.streams import Ready
 from lutra.hls_models.ternary.attention import AttentionConfig, key_tiles
 from lutra.hls_models.ternary.attention_schedule import WALK, Known, Schedule, TileMemory
 
-__all__ = ["AttentionPhase", "AttentionTimes", "AttentionTiming", "RowWriter", "SharedPhase", "StoredRows", "attention_cycles"]
+__all__ = ["AttentionPhase", "AttentionTimes", "AttentionTiming", "RowStore", "RowWriter", "SharedPhase", "StoredRows", "attention_cycles"]
 
 Cycles = NDArray[np.int64]
 
@@ -263,23 +263,35 @@ def _tile_rows(config: AttentionConfig, tokens: int, position: int, serial: bool
     return (one.rows for one in key_tiles(config, tokens, position, serial=serial))
 
 
+class RowStore:
+    """The phase before, beat by beat: code beats are taken from ``start`` on, a row's last one once the row before has left (it did in ``written``)."""
+
+    def __init__(self, config: AttentionConfig, start: int, writer: RowWriter, written: int = -1) -> None:
+        self._beats, self._heads, self._groups = config.head_beats, config.heads, config.heads + 2 * config.kv_heads
+        self._writer, self._written, self._free = writer, written, start
+        self._beat = self._group = 0
+        self.rows: list[int] = []
+        """Handshakes of the rows that keys and values make."""
+
+    def take(self, offered: int) -> int:
+        """Handshake of the next code beat."""
+        take = max(offered, self._free)
+        self._beat += 1
+        if self._beat == self._beats:
+            take = max(take, self._written + 1)
+            if self._group >= self._heads:
+                self._written = self._writer.row(take + 1)
+                self.rows.append(self._written)
+            self._beat, self._group = 0, (self._group + 1) % self._groups
+        self._free = take + 1
+        return take
+
+
 def _store(config: AttentionConfig, not_before: Sequence[int], start: int, writer: RowWriter, written: int = -1) -> tuple[Cycles, Cycles]:
     """Handshakes of the code beats of a pass and of the rows they make, the last row before having left at ``written``."""
-    beats, groups = config.head_beats, config.heads + 2 * config.kv_heads
-    taken: list[int] = []
-    rows: list[int] = []
-    free = start
-    for i, offered in enumerate(not_before):
-        group, beat = divmod(i % (groups * beats), beats)
-        take = max(offered, free)
-        if beat == beats - 1:
-            take = max(take, written + 1)
-            if group >= config.heads:
-                written = writer.row(take + 1)
-                rows.append(written)
-        taken.append(take)
-        free = take + 1
-    return np.array(taken, np.int64), np.array(rows, np.int64)
+    store = RowStore(config, start, writer, written)
+    taken = [store.take(offered) for offered in not_before]
+    return np.array(taken, np.int64), np.array(store.rows, np.int64)
 
 
 def attention_cycles(
