@@ -156,6 +156,15 @@ class MemoryTiming:
         self._written = int(out[-1])
         return out
 
+    def quiet(self, requested: int) -> bool:
+        """Whether nothing delays reads that are requested from ``requested`` on but reads: their beats move clock by clock, and a caller may work them out and
+        tell the last one with ``served``."""
+        return self.config.uniform and self._written < max(requested + REQUEST + self.config.latency, self._next)
+
+    def served(self, last: int) -> None:
+        """A caller of ``quiet`` had the ``data`` handshake ``last``."""
+        self._next = last - DELIVER + 1
+
     def read(self, requested: int, beats: int) -> Cycles:
         """Cycles (beats,) of the core's ``data`` handshakes for a burst whose request was taken in ``requested``; bursts are given in order."""
         first = max(requested + REQUEST + self.config.latency, self._next)
