@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
 from lutra.hls_models.ternary.loader import QUEUE_LATENCY, Load, LoaderConfig
 
-__all__ = ["LoaderTiming"]
+__all__ = ["Accept", "Credits", "LoaderTiming", "Moved", "spaced"]
 
 Cycles = NDArray[np.int64]
 Accept = Callable[[Cycles], Cycles]
@@ -48,7 +48,7 @@ class _Plan(NamedTuple):
     covered: bool
 
 
-class _Credits:
+class Credits:
     """Cycles at which the credits of the next rows (or queue entries) came free, in order."""
 
     def __init__(self, free: Cycles) -> None:
@@ -103,7 +103,7 @@ class LoaderTiming:
             LoadTarget.EMBED: config.embed_beats,
             LoadTarget.HEAD: config.head_beats,
         }
-        self._credits = {target: _Credits(np.full((*passes, room), -1)) for target, room in rooms.items()}
+        self._credits = {target: Credits(np.full((*passes, room), -1)) for target, room in rooms.items()}
         self._rows_pops = np.full((*passes, config.rows_beats), -1)
         self._planned = np.zeros(passes, np.int64)
         self._issued = self._row = self._unit = np.full(passes, -1)
@@ -159,7 +159,7 @@ class LoaderTiming:
             if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
                 fires, taken = self._unpack(first, first + count)
             else:
-                fires = _spaced(self._credits[load.target].take(count) + 1, self._issued, row)
+                fires = spaced(self._credits[load.target].take(count) + 1, self._issued, row)
                 taken = fires + (row + self.latency + (1 if load.target == LoadTarget.WEIGHTS else QUEUE_LATENCY))
             delivered.append(taken)
             requests.append(fires)
@@ -188,11 +188,11 @@ class LoaderTiming:
         lower = self._credits[self._load.target].take(total - used)[..., plan.used[first:end] - used - 1] + 1
         limited = lower.copy()
         np.maximum(lower[..., :depth], self._rows_pops[..., : end - first] + 1, out=limited[..., :depth])
-        fires = _spaced(limited, self._issued)
-        loads = _spaced((fires + (1 + self.latency + QUEUE_LATENCY))[..., plan.beat[used:total] - first], self._row)
+        fires = spaced(limited, self._issued)
+        loads = spaced((fires + (1 + self.latency + QUEUE_LATENCY))[..., plan.beat[used:total] - first], self._row)
         pops = np.concatenate([self._rows_pops, loads[..., plan.last[first:end] - used]], axis=-1)
         if end - first > depth:  # the beats that wait for pops of this window: no row is later for that
-            fires = _spaced(np.maximum(lower, pops[..., : end - first] + 1), self._issued)
+            fires = spaced(np.maximum(lower, pops[..., : end - first] + 1), self._issued)
         self._row, self._rows_pops = loads[..., -1], pops[..., -depth:]
         return fires, loads + 1
 
@@ -233,7 +233,7 @@ class LoaderTiming:
             end = [opened - 1]
 
             def accept(offered: Cycles) -> Cycles:
-                taken = _spaced(offered, end[0])
+                taken = spaced(offered, end[0])
                 end[0] = taken[..., -1]
                 return taken
 
@@ -265,7 +265,7 @@ class LoaderTiming:
         self._valid = self._issued + 1
 
 
-def _spaced(lower: Cycles, before: Cycles, step: int = 1) -> Cycles:
+def spaced(lower: Cycles, before: Cycles, step: int = 1) -> Cycles:
     """Earliest cycles, ``step`` or more apart and above ``before`` (…), each at least its lower bound (…, n)."""
     index = np.arange(0, step * lower.shape[-1], step)
     return np.maximum(np.maximum.accumulate(lower - index, axis=-1), before[..., None] + 1) + index
