@@ -13,9 +13,11 @@ Times of one load (handshake cycles; internal events are named after the RTL's r
     instr t -> job valid:  DIRECT t+1;  POSITION t+3 (MULTIPLY, ADD), then 1 after the previous job;
                            TOKEN: id_request from t+1 (then 1 after the previous job), id i -> i+3;
                            TILES t+4 (END, SIZE, PLACE), then 2 after the previous job (STEP), 4 where it was the last one of its token
-    job j   -> fire >= j+1; one per clock; the next job is taken in the cycle of the last fire, so DIRECT loads follow without a gap
-    fire f  -> read from f+1, and not before the ``read`` handshake of the fire before; f is at least 1 after every event that frees what it needs: a
-               ``*_freed`` beat, a pop of its queue, the ``data`` beat that ends one of ``outstanding`` requests
+    job j   -> fire >= j+C, the next ones C after the one before, C = 1; the next job is taken in the cycle of the last fire, so DIRECT loads follow without a
+               gap. With bursts C = 2 (``fire_clocks``: rooms are compared a clock ahead), and two jobs wait behind the plan (``JOBS_AHEAD``): a job leaves
+               the plan when it is valid and at least 1 after the one two before was taken, and is taken at least 1 later
+    fire f  -> read from f+1, and not before the ``read`` handshake of the fire before; f is at least C after every event that frees what it needs, a
+               ``*_freed`` beat or a pop of its queue, and 1 after the ``data`` beat that ends one of ``outstanding`` requests
     data d  -> weights, kv d+1 (``ready`` is not looked at: the room is reserved); the queues can be popped from d+QUEUE_LATENCY
     pop     -> params, rope, embed: output register, valid 1 after it is loaded; head: the queue's own output
     last beat e of a load on its output -> done from e+2, in program order
@@ -31,7 +33,7 @@ from lutra.hls_models.config import Config
 from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
 from lutra.hls_models.ternary.kv_layout import KvLayout, KvTile
 
-__all__ = ["PARAM_BITS", "QUEUE_LATENCY", "ROUND_TRIP", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
+__all__ = ["JOBS_AHEAD", "PARAM_BITS", "QUEUE_LATENCY", "ROUND_TRIP", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
 
 PARAM_BITS = 24
 """Bits of one value of a params or rope row."""
@@ -39,8 +41,11 @@ PARAM_BITS = 24
 QUEUE_LATENCY = 1
 """Clocks from a beat's way into a queue (``lutra.rtl.streams.Queue``) until it can leave."""
 
-ROUND_TRIP = 2 + QUEUE_LATENCY
-"""Clocks from a pop of a queue to that of the beat that takes its place, besides those from ``read`` to ``data``: the credit, the fire, the queue."""
+ROUND_TRIP = 3 + QUEUE_LATENCY
+"""Clocks from a pop of a queue to that of the beat that takes its place, besides those from ``read`` to ``data``: credit, comparison, fire, queue."""
+
+JOBS_AHEAD = 2
+"""Jobs between plan and issue, where bursts are requested."""
 
 TILE_STEP = 2
 """Clocks from the clock in which a tile is taken until the next one is there: STEP, its place."""
@@ -97,6 +102,17 @@ class LoaderConfig(Config):
     def rows_per_beat(self) -> int:
         """Params or rope rows that a beat carries (P), lowest first."""
         return self.beat_bytes // (self.vector_lanes * PARAM_BITS // 8)
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether rooms are compared a clock ahead of the fire, and jobs queued: with wide counters all of it is too long a path for one clock of a large
+        device, and bursts have the time."""
+        return self.burst_beats > 1
+
+    @property
+    def fire_clocks(self) -> int:
+        """Clocks (C) from one fire to the next, and from what gives room to the fire."""
+        return 1 + self.pipelined
 
     def largest_burst(self, target: LoadTarget) -> int:
         """Beats of a request at most, a power of two, multiples of which it does not cross."""
