@@ -118,6 +118,11 @@ class ModelShape(Config):
         return _validated(cls, yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
 
     @classmethod
+    def from_values(cls, values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> ModelShape:
+        """Shape of field values; ``names``: what the fields are called in ``where``, for messages. ModelError lists all that is wrong."""
+        return _validated(cls, values, where, names)
+
+    @classmethod
     def from_config(cls, path: Path) -> ModelShape:
         """Shape of a Hugging Face ``config.json``.
 
@@ -214,5 +219,5 @@ def _validated(cls: type[ModelShape], values: Any, where: str, names: Mapping[st
         phrases = []
         for item in error.errors():
             place = ".".join((names or {}).get(str(part), str(part)) for part in item["loc"])
-            phrases.append(f"{place}: {item['msg']}, not {item['input']!r}" if place else item["msg"].removeprefix("Value error, "))
+            phrases.append(f"{place}: {item['msg']}, not {repr(item['input'])[:80]}" if place else item["msg"].removeprefix("Value error, "))
         raise ModelError(f"{where}: {'; '.join(phrases)}") from None

@@ -58,10 +58,12 @@ class Checks:
         By name.
     update
         Called with the bytes looked at so far, and all.
+    declaration
+        What would declare that floats are to be ternarised.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor], update: Update | None = None) -> None:
-        self.path, self.tensors = path, tensors
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], update: Update | None, *, declaration: str) -> None:
+        self.path, self.tensors, self.declaration = path, tensors, declaration
         self.used: set[str] = set()
         self.problems: list[str] = []
         self._update, self._done, self._all = update, 0, sum(tensor.bytes for tensor in tensors.values())
@@ -163,7 +165,7 @@ class Checks:
         if ternary and peaks:
             return Matrix(n, k, lambda: _in_parts(tensor, np.sign), (peaks.pop(),), (n,))
         if not ternary and not master:
-            self.problems.append(f"{tensor.name} must be ternary, or config.json must declare a BitNet (quantization_config or architectures)")
+            self.problems.append(f"{tensor.name} must be ternary, or {self.declaration}")
         return Matrix(n, k, lambda: _in_parts(tensor, lambda part: to_trits(part, scale)), (scale,), (n,))
 
 

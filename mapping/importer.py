@@ -73,7 +73,7 @@ def load(folder: Path, update: Update | None = None) -> TernaryModel:
 class _Importer(Checks):
     def __init__(self, folder: Path, config: Mapping[str, Any], shape: ModelShape, update: Update | None) -> None:
         checkpoint = Checkpoint(folder)
-        super().__init__(checkpoint.path, checkpoint.tensors, update)
+        super().__init__(checkpoint.path, checkpoint.tensors, update, declaration="config.json must declare a BitNet (quantization_config or architectures)")
         self.folder, self.shape = folder, shape
         quantisation = config.get("quantization_config") or {}
         self.reciprocal = quantisation.get("linear_class", "bitlinear") != "autobitlinear"

@@ -46,8 +46,7 @@ class Matrix:
 
     def known(self) -> np.ndarray:
         """The values; ModelError where only the shape is known, ValueError where they have another."""
-        values = given(self.values)
-        found = values if isinstance(values, np.ndarray) else values()
+        found = self.values if isinstance(self.values, np.ndarray) else given(self.values)()
         if found.shape != (self.outputs, self.inputs):
             raise ValueError(f"values must have the matrix's shape {(self.outputs, self.inputs)}, not {found.shape}")
         return found
@@ -77,8 +76,7 @@ class Table:
 
     def part(self, first: int, end: int) -> np.ndarray:
         """Rows ``first`` to ``end``; ModelError where only the shape is known."""
-        values = given(self.values)
-        return values[first:end] if isinstance(values, np.ndarray) else values(first, end)
+        return self.values[first:end] if isinstance(self.values, np.ndarray) else given(self.values)(first, end)
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows), a few megabytes at a time."""

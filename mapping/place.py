@@ -102,7 +102,7 @@ class Layout:
         # written, not mapped: pages of a mapping would count as this process's memory until the end
         with file.open("wb") as out:
             out.truncate(size)
-            fill(lambda at, data: (out.seek(at), out.write(data)))
+            fill(lambda at, data: (out.seek(at), out.write(data.data)))
         return np.memmap(file, np.uint8, "r")
 
     def _parts(self, words: np.ndarray, regions: list[Region]) -> Iterator[tuple[int, np.ndarray]]:

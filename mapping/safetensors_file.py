@@ -20,7 +20,7 @@ import numpy as np
 from lutra.hls_models.errors import ModelError
 from lutra.mapping.tensor import DTYPES, Tensor
 
-__all__ = ["Checkpoint", "read_header", "write"]
+__all__ = ["Checkpoint", "read_header", "weight_files", "write"]
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 MAX_DIMENSIONS = 8
@@ -114,6 +114,12 @@ class Checkpoint:
         if not self.path.exists():
             raise ModelError(f"{self.path}: no such file; a model folder needs config.json and model.safetensors")
         self.tensors: dict[str, Tensor] = _sharded(index) if self.path == index else read_header(self.path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that are there, its index first, whether or not they are any good."""
+    index = folder / "model.safetensors.index.json"
+    return [index, *sorted(folder.glob("model-*.safetensors"))] if index.is_file() else [path for path in [folder / "model.safetensors"] if path.is_file()]
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:

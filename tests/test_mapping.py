@@ -442,7 +442,7 @@ def test_what_a_model_may_be(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing: no such model; shipped are .*bitnet-2b4t"):
         open_model("nothing")
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"\.onnx files are not supported; supported are folders"):
+    with pytest.raises(ModelError, match=r"\.onnx files are not supported; supported are a folder .*, a \.gguf file, or"):
         open_model(str(tmp_path / "model.onnx"))
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(ModelError, match="missing hidden_size"):
