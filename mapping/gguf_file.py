@@ -176,8 +176,10 @@ def _read(cursor: _Cursor) -> GgufFile:
 def _tensor(path: Path, name: str, sizes: list[int], kind: int, offset: int, base: int, alignment: int, size: int) -> Tensor:
     what, shape = f"{path}: tensor {name[:80]!r}", tuple(reversed(sizes))
     start = base + offset
-    if offset % alignment or start > size:
-        raise ModelError(f"{what}: offset must be a multiple of {alignment} within the file's {max(0, size - base)} bytes of data, not {offset}")
+    if offset % alignment:
+        raise ModelError(f"{what}: offset must be a multiple of {alignment}, not {offset}")
+    if start > size:
+        raise ModelError(f"{what} must start within the file's {size} bytes, not at {start}: truncated or damaged")
     try:
         known = GGMLQuantizationType(kind)
     except ValueError:  # of an unknown size; whoever takes the tensor refuses it
