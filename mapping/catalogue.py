@@ -14,7 +14,7 @@ from lutra.mapping.model import TernaryModel
 from lutra.mapping.pim import importer as gpt_importer
 from lutra.mapping.pim.model import GptModel
 from lutra.mapping.pim.shape import GptShape, is_gpt
-from lutra.mapping.place import Update
+from lutra.mapping.tensor import Update
 
 __all__ = ["config_shape", "model_names", "open_model", "shape_names"]
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from lutra.hls_models.errors import ModelError
 from lutra.mapping.model import Matrix, Table, absmean, to_trits
-from lutra.mapping.place import Update
-from lutra.mapping.tensor import FLOATS, Tensor, row_ranges
+from lutra.mapping.tensor import FLOATS, Tensor, Update, row_ranges
 
 __all__ = ["Checks", "summary"]
 

@@ -20,8 +20,7 @@ from lutra.hls_models.shape import Activation, LinearShape, ModelShape
 from lutra.mapping.checks import Checks
 from lutra.mapping.gguf_file import TERNARY, Array, GgufFile, read_gguf, stored_scales, stored_trits
 from lutra.mapping.model import Matrix, TernaryModel
-from lutra.mapping.place import Update
-from lutra.mapping.tensor import FLOATS, Tensor, row_ranges
+from lutra.mapping.tensor import FLOATS, Tensor, Update, row_ranges
 
 __all__ = ["load", "read_shape", "stop_token"]
 

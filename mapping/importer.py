@@ -17,9 +17,8 @@ import numpy as np
 from lutra.hls_models.shape import LinearShape, ModelShape, is_bitnet, read_config
 from lutra.mapping.checks import Checks
 from lutra.mapping.model import Matrix, Table, TernaryModel
-from lutra.mapping.place import Update
 from lutra.mapping.safetensors_file import Checkpoint
-from lutra.mapping.tensor import FLOATS, Tensor
+from lutra.mapping.tensor import FLOATS, Tensor, Update
 
 __all__ = ["load", "pack_rows", "unpack_rows"]
 

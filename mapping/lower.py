@@ -12,8 +12,8 @@ from lutra.hls_models.ternary.program import Program
 from lutra.mapping.graph import Graph, build
 from lutra.mapping.model import TernaryModel
 from lutra.mapping.passes import apply
-from lutra.mapping.place import Update
 from lutra.mapping.schedule import schedule
+from lutra.mapping.tensor import Update
 from lutra.mapping.tiles import Core
 
 __all__ = ["compile_model"]

@@ -13,11 +13,9 @@ from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import INSTRUCTION_BITS, Instruction, Semaphore, Unit, When, encode
 from lutra.hls_models.ternary.program import Program, Region
+from lutra.mapping.tensor import Update
 
-__all__ = ["FREE", "Block", "Layout", "Step", "Update"]
-
-Update = Callable[[int, int], None]
-"""Called with what is done and all there is."""
+__all__ = ["FREE", "Block", "Layout", "Step"]
 
 FREE = Semaphore(0)
 """Waits for nothing, signals nothing."""
@@ -108,7 +106,9 @@ class Layout:
     def _parts(self, words: np.ndarray, regions: list[Region]) -> Iterator[tuple[int, np.ndarray]]:
         """(first byte, bytes) of everything that is not padding, ascending, one part in memory at a time."""
         yield 0, words
-        for region in regions[1:]:
+        for region in regions:
+            if region.name not in self._blocks:  # the program
+                continue
             make = self._blocks[region.name].data
             assert make is not None
             at, end = region.address * self._beat_bytes, region.end * self._beat_bytes

@@ -24,7 +24,8 @@ from lutra.hls_models.ternary.trits import RowLayout, pack_tiles
 from lutra.mapping import blocks
 from lutra.mapping.graph import Attention, Embed, Gate, Graph, Head, Linear, Node, Norm, Residual, Rope
 from lutra.mapping.model import Table
-from lutra.mapping.place import FREE, Block, Layout, Step, Update
+from lutra.mapping.place import FREE, Block, Layout, Step
+from lutra.mapping.tensor import Update
 from lutra.mapping.tiles import Core, Tiling, choose
 
 __all__ = ["schedule"]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ import numpy as np
 
 from lutra.hls_models.errors import ModelError
 
-__all__ = ["DTYPES", "FLOATS", "Tensor", "row_ranges"]
+__all__ = ["DTYPES", "FLOATS", "Tensor", "Update", "row_ranges"]
+
+Update = Callable[[int, int], None]
+"""Called with what is done and all there is."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
