@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +102,15 @@ class ModelShape(Config):
         sub = self.sub_norms
         sizes = {"input_norm": self.hidden, "attention_norm": self.query_columns if sub else 0, "post_norm": self.hidden, "ffn_norm": self.ffn if sub else 0}
         return {name: size for name, size in sizes.items() if size}
+
+    def lane_fault(self, lanes: int) -> str | None:
+        """Why ``lanes`` vector lanes cannot take the model, in a phrase; None where they can."""
+        sizes = {"hidden": self.hidden, "head_dim": self.head_dim, "ffn": self.ffn}
+        for name, columns in sizes.items():
+            if columns % lanes:
+                legal = [n for n in (2, 4, 8, 16) if math.gcd(*sizes.values()) % n == 0]
+                return f"vector_lanes must divide the model's {name} = {columns}, not {lanes}; nearest: {max(legal, default=2)}"
+        return None
 
     @property
     def ternary_weights(self) -> int:

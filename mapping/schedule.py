@@ -90,10 +90,8 @@ def schedule(graph: Graph, core: Core, format: FloatFormat = E8M11, image: Path 
 
 def _check(graph: Graph, core: Core) -> None:
     shape, v = graph.shape, core.vector_lanes
-    for field, value in (("hidden", shape.hidden), ("head_dim", shape.head_dim), ("ffn", shape.ffn)):
-        if value % v:
-            legal = [lanes for lanes in (2, 4, 8, 16) if value % lanes == 0]
-            raise ConfigError(f"vector_lanes must divide the model's {field} = {value}, not {v}; nearest: {max(legal, default=2)}")
+    if fault := shape.lane_fault(v):
+        raise ConfigError(fault)
     turned = core.chunk * shape.head_dim // v
     if core.rope_rows < turned:
         raise ConfigError(f"rope_rows must hold chunk x head_dim / vector_lanes = {turned} rows, not {core.rope_rows}; nearest: {turned}")
