@@ -219,6 +219,8 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
             value = quantisation.get(field)
             if value not in legal:
                 problems.append(f"quantization_config.{field} must be {' or '.join(str(x) for x in legal if x)}, not {value!r}")
+        if quantisation.get("use_rms_norm"):
+            problems.append(f"quantization_config.use_rms_norm must be false (no norm inside the linear layers), not {quantisation['use_rms_norm']!r}")
     return problems
 
 
