@@ -3,7 +3,7 @@
 look-up tables are among them where their size follows the configuration."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from lutra.hls_models.floats import FP32
 from lutra.hls_models.ternary.attention import AttentionConfig
@@ -18,7 +18,7 @@ from lutra.hls_models.ternary.weights import WeightPathConfig
 
 __all__ = ["MEMORIES"]
 
-FAMILY = "xcup"
+FAMILY: Final = "xcup"
 
 
 LUT_ROWS = 64

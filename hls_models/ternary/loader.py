@@ -23,6 +23,7 @@ Times of one load (handshake cycles; internal events are named after the RTL's r
     last beat e of a load on its output -> done from e+2, in program order
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +79,12 @@ class Load(NamedTuple):
             word |= int(getattr(self, entry.name)) << offset
             offset += entry.bits
         return word
+
+
+@lru_cache(maxsize=32)
+def _first_layer(layout: KvLayout, tokens: int, position: int, serial: int) -> tuple[KvTile, ...]:
+    """Tiles of a pass in layer 0: those of the others are the same but for the first block's address."""
+    return tuple(layout.order(0, tokens, position, serial=bool(serial)))
 
 
 class LoaderConfig(Config):
@@ -199,9 +206,9 @@ class LoaderConfig(Config):
     def tiles(self, load: Load) -> list[KvTile]:
         """Tiles of a load of keys and values, in order."""
         assert self.kv is not None  # ``check`` refuses it
-        moved = load.address - self.kv.address(0, 0, 0, value=False)
-        tiles = self.kv.order(0, load.tokens, load.position, serial=bool(load.serial))
-        return [tile._replace(address=tile.address + moved) for tile in tiles]
+        moved = load.address - self.kv.base
+        tiles = _first_layer(self.kv, load.tokens, load.position, load.serial)
+        return [KvTile(head, value, rows, address + moved, beats) for head, value, rows, address, beats in tiles]
 
     def jobs(self, load: Load, ids: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First addresses (jobs,) and beats (jobs,) of what a load fetches in one piece; ``ids`` (tokens,) for mode TOKEN."""
