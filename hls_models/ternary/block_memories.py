@@ -57,14 +57,15 @@ def _bits(count: int) -> int:
 
 
 def _attention(c: AttentionConfig) -> list[Primitives]:
-    rows = _bits(c.group) + _bits(c.max_tokens)
+    rows = (c.group - 1).bit_length() + _bits(c.max_tokens)
     tile = 2 << _bits(c.key_tile)
+    deep = c.deep_ram or "block"
     return [
-        styled_ram(FAMILY, c.row_ram, c.row_bits, 1 << (rows + _bits(c.kv_heads))),  # queries
+        styled_ram(FAMILY, c.row_ram, c.row_bits, c.max_tokens * c.heads),  # queries
         styled_ram(FAMILY, c.row_ram, c.row_bits, tile),  # keys
         styled_ram(FAMILY, c.row_ram, c.code_bits * c.head_dim, tile),  # values
-        block_ram(FAMILY, FP32.bits, c.score_depth),
-        block_ram(FAMILY, FP32.bits * c.vector_lanes, 1 << (_bits(c.head_beats) + rows)),  # running outputs
+        styled_ram(FAMILY, deep, FP32.bits, c.score_depth),
+        styled_ram(FAMILY, deep, FP32.bits * c.vector_lanes, 1 << (_bits(c.head_beats) + rows)),  # running outputs
         _automatic(FP32.bits, 1 << rows),  # denominators
     ]
 
