@@ -15,6 +15,7 @@ from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
 from lutra.hls_models.ternary.loader import JOBS_AHEAD, QUEUE_LATENCY, TILES_START, Load, LoaderConfig
 from lutra.hls_models.ternary.loader_timing import Accept, Credits, Moved, spaced
 from lutra.hls_models.ternary.memory import DELIVER, REQUEST, MemoryTiming
+from lutra.hls_models.ternary.repetition import Moments
 
 __all__ = ["SharedLoaderTiming"]
 
@@ -47,6 +48,16 @@ class _Queue:
         if len(cycles):
             self._popped += len(cycles)
             self._pops.append((self._popped, 0, cycles))
+
+    def visit(self, moments: Moments) -> None:
+        moments.note(self._popped - self._asked)
+        for place, (end, base, cycles) in enumerate(self._pops):
+            if end > self._asked - self._depth:  # others are not asked for again
+                moments.note(end - self._asked)
+            if cycles is None:
+                self._pops[place] = end, moments.at(base + self._asked) - self._asked, None
+            else:
+                self._pops[place] = end, base, moments.at(cycles)
 
     def pop_row(self, first: int, beats: int) -> None:
         """``beats`` beats left, one per clock from ``first`` on."""
@@ -293,6 +304,21 @@ class SharedLoaderTiming:
         self.streams["read"].append(np.array(fires) + 1)
         self.streams["data"].append(_beats(firsts, self._plan.sizes))
         return Moved(np.array([fires]), _beats(taken, self._plan.sizes)[None])
+
+    def visit(self, moments: Moments) -> None:
+        """Between two loads."""
+        assert not self.remaining  # a caller's slip
+        moments.note(self._begun)
+        for credits in self._credits.values():
+            credits.visit(moments)
+        for queue in dict.fromkeys(self._queues.values()):
+            queue.visit(moments)
+        for times in (self._flight, self._waiting):
+            times.extend([moments.at(times.popleft()) for _ in range(len(times))])
+        for name in ("_data", "_issued", "_row", "_unit", "_head", "_planned"):
+            setattr(self, name, moments.at(getattr(self, name)))
+        last = self.done[-self.config.instructions :]
+        self.done[-len(last) :] = [moments.at(done) for done in last]
 
     def finish(self, last: Cycles) -> None:
         """The present load's last output beat was taken at ``last`` (1,)."""
