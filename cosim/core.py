@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Co-simulation of a whole core: the RTL runs a compiled program from on-chip memory while every boundary is recorded."""
+"""Co-simulation of a whole core: the RTL runs a compiled program from its memory while every boundary is recorded."""
 
 import tempfile
 import threading
@@ -16,6 +16,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
+from lutra.cosim.board import Board, memory_file
 from lutra.cosim.harness import Bench, Fault
 from lutra.cosim.recordings import Recording, Stimulus, compare
 from lutra.hls_models.errors import MismatchError
@@ -37,7 +38,7 @@ ACCESS = data.StructLayout({"address": 6, "data": 32, "read": 1, "urgent": 1})
 
 
 class HostedSystem(wiring.Component):
-    """An ``OnChipSystem`` whose register bus is driven by streams, so that a bench can be the host.
+    """A system whose register bus is driven by streams, so that a bench can be the host.
 
     Members
     -------
@@ -46,7 +47,7 @@ class HostedSystem(wiring.Component):
     token : ``Out(stream)`` of chosen ids. ``finished`` : ``Out(stream)``, one beat per run, two clocks after ``busy`` fell.
     """
 
-    def __init__(self, system: OnChipSystem) -> None:
+    def __init__(self, system: OnChipSystem | Board) -> None:
         self._system = system
         super().__init__(
             {
@@ -92,19 +93,20 @@ def hex_image(program: Program) -> bytes:
 
 @dataclass(frozen=True)
 class Turn:
-    """One run of the core: a prompt from position ``start`` on, and how many tokens to generate."""
+    """One run of the core: a prompt from position ``start`` on, and how many tokens to generate. ``verify``: a serial pass over the prompt instead."""
 
     prompt: Sequence[int]
-    count: int
+    count: int = 1
     start: int = 0
     stop: int | None = None
+    verify: bool = False
 
     def writes(self) -> list[tuple[Register, int]]:
         """Register writes that a host makes."""
         stop = 0 if self.stop is None else self.stop | 1 << 31
         out = [(Register.TOKEN_INDEX, self.start)] + [(Register.TOKEN, token) for token in self.prompt]
         out += [(Register.START_POSITION, self.start), (Register.PROMPT_LENGTH, len(self.prompt)), (Register.MAX_NEW, self.count), (Register.STOP_TOKEN, stop)]
-        return [*out, (Register.CONTROL, 1)]
+        return [*out, (Register.CONTROL, 4 if self.verify else 1)]
 
 
 @dataclass
@@ -130,7 +132,7 @@ class CoreRun:
     @property
     def chosen(self) -> NDArray[np.uint32]:
         """The golden model's ids."""
-        return np.array([done.token for done in self.passes if done.last], np.uint32)
+        return np.array([token for done in self.passes for token in done.choices], np.uint32)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class CoreBench:
 
     Parameters
     ----------
-    cores : by name, the core and the beats of its read-only memory (rounded up to a power of two)
+    cores : by name, the core and the beats of its memory, where that is on chip (rounded up to a power of two)
     """
 
     def __init__(self, cores: Mapping[str, tuple[CoreSpec, int]]) -> None:
@@ -156,7 +158,8 @@ class CoreBench:
         description = ["cores", [[name, sizes[name], spec.model_dump(mode="json")] for name, spec in self.specs.items()]]
         self._bench = Bench(", ".join(dict.fromkeys(spec.config.name for spec in self.specs.values())), description=description)
         for name, spec in self.specs.items():
-            self._bench.add(name, HostedSystem(OnChipSystem(spec, beats=sizes[name], file=f"{name}.hex")))
+            system = Board(spec, name) if spec.config.memory else OnChipSystem(spec, beats=sizes[name], file=f"{name}.hex")
+            self._bench.add(name, HostedSystem(system))
 
     def build(self, *, waves: bool = False) -> None:
         """Verilates the cores, or takes them from the cache."""
@@ -200,17 +203,30 @@ class CoreBench:
         golden, timing = Executor(spec, job.program), CoreTiming(spec, job.program, detail=True)
         run = CoreRun()
         for turn in job.turns:
-            mine = list(golden.generate(list(turn.prompt), turn.count, start=turn.start, stop=turn.stop, record=True))
+            prompt = list(turn.prompt)
+            if turn.verify:
+                mine = [golden.verify(prompt, turn.start, record=True)]
+            else:
+                mine = list(golden.generate(prompt, turn.count, start=turn.start, stop=turn.stop, record=True))
             # Writes come one per clock once the turn before has ended; the start pulse follows the last.
             run.starts.append((run.ends[-1] if run.ends else -1) + len(turn.writes()) + 1)
-            run.times += timing.run(len(turn.prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
+            if turn.verify:
+                run.times += timing.verify(len(prompt), start=turn.start, at=run.starts[-1])
+            else:
+                run.times += timing.run(len(prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
             run.ends.append(timing.now)
             run.passes += mine
         return run
 
     def _play(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], folder: Path, faults: Sequence[Fault]) -> dict[str, dict[str, Recording]]:
         writes = {name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()}
-        files = {f"{name}.hex": hex_image(job.memory or job.program) for name, job in jobs.items()}
+        files: dict[str, str | bytes | Path] = {}
+        for name, job in jobs.items():
+            program = job.memory or job.program
+            if self.specs[name].config.memory:
+                files[f"{name}.memory"] = memory_file(program)
+            else:
+                files[f"{name}.hex"] = hex_image(program)
         try:
             return self._bench.run(
                 stimuli={name: {"host": Stimulus(words)} for name, words in writes.items()},

@@ -15,7 +15,7 @@ from lutra.hls_models.ternary.program import Program
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
 
-__all__ = ["Small", "bench", "conversation", "shared", "small"]
+__all__ = ["Small", "bench", "conversation", "pattern", "shared", "small"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
     )
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
+
+
+def pattern(rng: np.random.Generator) -> dict[str, object]:
+    """A memory that rests now and then: a rate, a refresh, or both."""
+    kind, denominator = int(rng.integers(1, 4)), int(rng.integers(2, 9))
+    rate = {"rate_numerator": int(rng.integers(denominator // 2, denominator)) or 1, "rate_denominator": denominator}
+    refresh = {"refresh_period": int(rng.integers(60, 300)), "refresh_window": int(rng.integers(1, 40))}
+    return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
 def shared(rng: np.random.Generator, **changes: object) -> Small:
@@ -136,13 +144,14 @@ def bench(cores: list[Small]) -> CoreBench:
 
 
 def conversation(one: Small, rng: np.random.Generator) -> Job:
-    """Turns that fill the context bit by bit: prompts of any length, a turn that goes back, a stop token."""
-    shape, at = one.spec.shape, 0
+    """Turns that fill the context bit by bit: prompts of any length, a turn that goes back, a stop token, drafts to verify."""
+    shape, lanes, at = one.spec.shape, one.spec.config.draft_lanes, 0
     turns: list[Turn] = []
-    while at < shape.context - 2 and len(turns) < 4:
-        length = int(rng.integers(1, min(11, shape.context - at)))
+    while at < shape.context - 2 and len(turns) < 5:
+        verify = bool(at and not rng.integers(3))
+        length = int(rng.integers(1, min(lanes + 1 if verify else 11, shape.context - at)))
         count = int(rng.integers(1, 4))
         stop = int(rng.integers(shape.vocabulary)) if rng.integers(2) else None
-        turns.append(Turn(rng.integers(0, shape.vocabulary, length).tolist(), count, at, stop))
+        turns.append(Turn(rng.integers(0, shape.vocabulary, length).tolist(), count, at, stop, verify))
         at = int(rng.integers(0, at + 1)) if not rng.integers(4) else at + length
     return Job(one.program, turns)

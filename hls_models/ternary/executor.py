@@ -198,11 +198,13 @@ class Executor:
         one = self._pass
         load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], one.tokens, one.position, one.serial)
         if shared := self._shared:
-            self._emit("read", lambda: shared.requests(load, self._ids))
+            self._emit("bursts", lambda: shared.bursts(load, self._ids))
             self._emit("data", lambda: shared.data(load, self._ids))
             if load.target == LoadTarget.KV:
                 self._emit("kv", lambda: shared.kv(load))
                 self._emit("kv_data", lambda: shared.kv_data(load))
+                for value, name in enumerate(("k_freed", "v_freed")):
+                    self._emit(name, lambda value=value: np.ones((sum(tile.value == value for tile in config.tiles(load)), 1), np.uint32))
                 return
         if load.target == LoadTarget.WEIGHTS:
             self._weights.append((load.address, load.beats))
