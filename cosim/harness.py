@@ -36,6 +36,7 @@ from lutra.cosim import probes, simulator
 from lutra.cosim.recordings import Port, Recording, Stimulus, compare, read_recording, to_words, write_ready, write_stimulus
 from lutra.cosim.windows import WINDOW, Digests, Golden, digests_of, read_digests, window_setting
 from lutra.hls_models.errors import MismatchError
+from lutra.rtl import verilog_text
 from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules
 
 __all__ = ["Bench", "Fault", "Golden", "Play", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
@@ -170,7 +171,7 @@ class Bench:
                 self._recorded[group][tap] = Port(f"{group}.{tap}", width, is_input=False, has_ready=False)
         self._waves = waves
         models = library_text(rtlil, DRAM)
-        key = rtlil + library_text(rtlil) + models
+        key = rtlil + library_text(rtlil) + models + Path(verilog_text.__file__).read_text()
         self._built = simulator.build(key, lambda: from_rtlil(rtlil) + models, optimization=optimization, waves=waves, plain=self._plain)
         return self._built
 
