@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lutra.figures import Timing
     from lutra.hls_models.ternary.config import CoreConfig
     from lutra.hls_models.ternary.core import CoreSpec
-    from lutra.hls_models.ternary.core_passes import PassTimes
+    from lutra.hls_models.ternary.core_units import PassTimes
     from lutra.hls_models.ternary.program import Program
 
 __all__ = ["BLOCKS", "Simulated", "check_simulator", "compile_program", "forward", "simulate", "timing", "verilog"]

@@ -139,6 +139,7 @@ class CoreSpec(Config):
             format=c.format,
             partials=c.partials,
             kv_format=c.kv_format,
+            shared=c.memory is not None,
             row_ram="block" if c.device_ram == "ultra" else "distributed",
         )
 

@@ -324,7 +324,7 @@ class Executor:
         where = (config, layer, n, position)
         self._emit("kv_write", lambda: self.cache.rows(write_addresses(*where), with_address=True))
         if self._record and self._shared is None:
-            reads = np.concatenate([read_addresses(config, layer, 1, position + token) for token in range(n)]) if serial else read_addresses(*where)
+            reads = read_addresses(*where, serial=serial)
             self._emit("kv_read", lambda: pack((reads, ADDRESS_BITS)))
             self._emit("kv_data", lambda: self.cache.rows(reads))
         # Token after token, as they are attended, is one tile.
