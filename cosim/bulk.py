@@ -21,7 +21,15 @@ TAIL = 20  # lines of the log in an error
 
 
 def compile_bench(
-    verilator: Path, top: str, sources: Sequence[Path], arguments: Sequence[str], objects: Path, *, environment: Mapping[str, str], kept: Sequence[Path], log: Path
+    verilator: Path,
+    top: str,
+    sources: Sequence[Path],
+    arguments: Sequence[str],
+    objects: Path,
+    *,
+    environment: Mapping[str, str],
+    kept: Sequence[Path],
+    log: Path,
 ) -> None:
     """Verilates and compiles ``sources`` (Verilog, C++ and control files) with ``lutra_main.cpp`` into ``objects / top``.
 
