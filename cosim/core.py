@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Co-simulation of a whole core: the RTL runs a compiled program from on-chip memory while every boundary is recorded."""
+"""Co-simulation of a whole core: the RTL runs a compiled program from its memory while every boundary is recorded."""
 
 import tempfile
 import threading
@@ -16,6 +16,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
+from lutra.cosim.board import Board, memory_file
 from lutra.cosim.core_windows import Excerpts, PayloadHashes
 from lutra.cosim.harness import Bench, Fault, Play
 from lutra.cosim.recordings import Recording, Stimulus, compare
@@ -39,7 +40,7 @@ ACCESS = data.StructLayout({"address": 6, "data": 32, "read": 1, "urgent": 1})
 
 
 class HostedSystem(wiring.Component):
-    """An ``OnChipSystem`` whose register bus is driven by streams, so that a bench can be the host.
+    """A system whose register bus is driven by streams, so that a bench can be the host.
 
     Members
     -------
@@ -48,7 +49,7 @@ class HostedSystem(wiring.Component):
     token : ``Out(stream)`` of chosen ids. ``finished`` : ``Out(stream)``, one beat per run, two clocks after ``busy`` fell.
     """
 
-    def __init__(self, system: OnChipSystem) -> None:
+    def __init__(self, system: OnChipSystem | Board) -> None:
         self._system = system
         super().__init__(
             {
@@ -94,22 +95,25 @@ def hex_image(program: Program) -> bytes:
 
 @dataclass(frozen=True)
 class Turn:
-    """One run of the core: a prompt from position ``start`` on, and how many tokens to generate."""
+    """One run of the core: a prompt from position ``start`` on, and how many tokens to generate. ``verify``: a serial pass over the prompt instead."""
 
     prompt: Sequence[int]
-    count: int
+    count: int = 1
     start: int = 0
     stop: int | None = None
+    verify: bool = False
 
     def writes(self) -> list[tuple[Register, int]]:
         """Register writes that a host makes."""
         stop = 0 if self.stop is None else self.stop | 1 << 31
         out = [(Register.TOKEN_INDEX, self.start)] + [(Register.TOKEN, token) for token in self.prompt]
         out += [(Register.START_POSITION, self.start), (Register.PROMPT_LENGTH, len(self.prompt)), (Register.MAX_NEW, self.count), (Register.STOP_TOKEN, stop)]
-        return [*out, (Register.CONTROL, 1)]
+        return [*out, (Register.CONTROL, 4 if self.verify else 1)]
 
     def golden(self, executor: Executor, record: bool | Sink) -> Iterator[Pass]:
         """The golden model's passes."""
+        if self.verify:
+            return iter([executor.verify(list(self.prompt), self.start, record=record)])
         return executor.generate(list(self.prompt), self.count, start=self.start, stop=self.stop, record=record)
 
 
@@ -136,7 +140,7 @@ class CoreRun:
     @property
     def chosen(self) -> NDArray[np.uint32]:
         """The golden model's ids."""
-        return np.array([done.token for done in self.passes if done.last], np.uint32)
+        return np.array([token for done in self.passes for token in done.choices], np.uint32)
 
     def cycles(self, name: str) -> NDArray[np.int64]:
         """Predicted handshakes of a boundary."""
@@ -157,7 +161,7 @@ class CoreBench:
 
     Parameters
     ----------
-    cores : by name, the core and the beats of its read-only memory (rounded up to a power of two)
+    cores : by name, the core and the beats of its memory, where that is on chip (rounded up to a power of two)
     plain : without cocotb, for long runs (``lutra.cosim.bulk``); no waves
     """
 
@@ -167,7 +171,8 @@ class CoreBench:
         description = ["cores", [[name, sizes[name], spec.model_dump(mode="json")] for name, spec in self.specs.items()]]
         self._bench = Bench(", ".join(dict.fromkeys(spec.config.name for spec in self.specs.values())), description=description, plain=plain)
         for name, spec in self.specs.items():
-            self._bench.add(name, HostedSystem(OnChipSystem(spec, beats=sizes[name], file=f"{name}.hex")))
+            system = Board(spec, name) if spec.config.memory else OnChipSystem(spec, beats=sizes[name], file=f"{name}.hex")
+            self._bench.add(name, HostedSystem(system))
 
     def build(self, *, optimization: str | None = None, waves: bool = False) -> None:
         """Verilates the cores, or takes them from the cache; ``optimization``: of the C++ compiler."""
@@ -229,18 +234,27 @@ class CoreBench:
             mine = list(turn.golden(golden, record))
             # Writes come one per clock once the turn before has ended; the start pulse follows the last.
             run.starts.append((run.ends[-1] if run.ends else -1) + len(turn.writes()) + 1)
-            run.times += timing.run(len(turn.prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
+            if turn.verify:
+                run.times += timing.verify(len(turn.prompt), start=turn.start, at=run.starts[-1])
+            else:
+                run.times += timing.run(len(turn.prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
             run.ends.append(timing.now)
             run.passes += mine
         return run
 
     def _prepare(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], faults: Sequence[Fault]) -> Play:
         writes = {name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()}
-        files = {f"{name}.hex": hex_image(job.memory or job.program) for name, job in jobs.items()}
+        files: dict[str, str | bytes | Path] = {f"{next(iter(jobs))}.token.live": b""}
+        for name, job in jobs.items():
+            program = job.memory or job.program
+            if self.specs[name].config.memory:
+                files[f"{name}.memory"] = memory_file(program)
+            else:
+                files[f"{name}.hex"] = hex_image(program)
         return Play(
             stimuli={name: {"host": Stimulus(words)} for name, words in writes.items()},
             beats={name: {"token": len(run.chosen), "finished": len(run.ends)} for name, run in runs.items()},
-            files=files | {f"{next(iter(jobs))}.token.live": b""},
+            files=files,
             faults=faults,
             max_cycles=max(run.ends[-1] for run in runs.values()) + MARGIN,
         )

@@ -6,6 +6,7 @@ import pytest
 from conftest import MASTER_SEED
 
 from lutra.cosim.benches import core
+from lutra.cosim.core import CoreBench
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.drafts import NgramDrafts
@@ -18,6 +19,33 @@ from lutra.mapping.model import TernaryModel
 def cores(number: int, count: int = 2, seed: int = MASTER_SEED) -> list[core.Small]:
     rng = np.random.default_rng([seed, number])
     return [core.shared(rng) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def small() -> list[core.Small]:
+    return cores(0)
+
+
+@pytest.fixture(scope="module")
+def bench(small: list[core.Small]) -> CoreBench:
+    made = core.bench(small)
+    made.build()
+    return made
+
+
+def converse(made: CoreBench, small: list[core.Small], rng: np.random.Generator) -> int:
+    runs = made.check({f"c{i}": core.conversation(one, rng) for i, one in enumerate(small)})
+    for run in runs.values():
+        assert run.mismatch is None
+        assert run.words_mismatched == 0
+        assert run.tokens == run.chosen.tolist()
+        assert run.measured == [end - start for start, end in zip(run.starts, run.ends, strict=True)]
+    return sum(run.words_compared for run in runs.values())
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_every_word_and_cycle(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, case: int) -> None:
+    assert converse(bench, small, rng) > 3_000
 
 
 def prompt_of(one: core.Small, rng: np.random.Generator) -> list[int]:

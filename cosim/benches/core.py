@@ -136,13 +136,14 @@ def bench(cores: list[Small]) -> CoreBench:
 
 
 def conversation(one: Small, rng: np.random.Generator) -> Job:
-    """Turns that fill the context bit by bit: prompts of any length, a turn that goes back, a stop token."""
-    shape, at = one.spec.shape, 0
+    """Turns that fill the context bit by bit: prompts of any length, a turn that goes back, a stop token, drafts to verify."""
+    shape, lanes, at = one.spec.shape, one.spec.config.draft_lanes, 0
     turns: list[Turn] = []
-    while at < shape.context - 2 and len(turns) < 4:
-        length = int(rng.integers(1, min(11, shape.context - at)))
+    while at < shape.context - 2 and len(turns) < 5:
+        verify = bool(at and not rng.integers(3))
+        length = int(rng.integers(1, min(lanes + 1 if verify else 11, shape.context - at)))
         count = int(rng.integers(1, 4))
         stop = int(rng.integers(shape.vocabulary)) if rng.integers(2) else None
-        turns.append(Turn(rng.integers(0, shape.vocabulary, length).tolist(), count, at, stop))
+        turns.append(Turn(rng.integers(0, shape.vocabulary, length).tolist(), count, at, stop, verify))
         at = int(rng.integers(0, at + 1)) if not rng.integers(4) else at + length
     return Job(one.program, turns)

@@ -104,7 +104,7 @@ class PassBatch:
         self._count()
         if self.shared and self.units.detail:
             for name, pieces in self.shared.loader.streams.items():
-                self.streams[name] += [piece[None] for piece in pieces]
+                self.streams["bursts" if name == "read" else name] += [piece[None] for piece in pieces]
             self.streams["kv_data"] += [piece[None] for piece in self.shared.rows]
         return cycles
 
@@ -292,6 +292,8 @@ class PassBatch:
     def _attended(self, shared: SharedPass, opened: int) -> Cycles:
         phase = self.units.attention.phase_shared(self.tokens, self.positions[0], self.serial, int(self.start[0]), shared, opened)
         self._loaded()
+        self._record("k_freed", phase.k_freed[None])
+        self._record("v_freed", phase.v_freed[None])
         return phase.values[None]
 
     def _attended_on_chip(self, opened: Cycles) -> Cycles:

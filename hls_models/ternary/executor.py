@@ -208,7 +208,7 @@ class Executor:
         one = self._pass
         load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], one.tokens, one.position, one.serial)
         if shared := self._shared:
-            self._emit("read", lambda: shared.requests(load, self._ids))
+            self._emit("bursts", lambda: shared.bursts(load, self._ids))
             self._emit("data", lambda: shared.data(load, self._ids))
             if load.target == LoadTarget.KV:
                 self._emit("kv", lambda: shared.kv(load))

@@ -28,8 +28,8 @@ class SharedWords:
     def __init__(self, spec: CoreSpec, image: Bytes, cache: KvCache) -> None:
         self.loader, self.layout, self._image, self._cache = spec.loader, spec.kv_layout, image, cache
 
-    def requests(self, load: Load, ids: NDArray[np.int64]) -> Bits:
-        """``read``: {address, beats} of every burst of a load; ``ids``: tokens of the pass."""
+    def bursts(self, load: Load, ids: NDArray[np.int64]) -> Bits:
+        """``bursts``: {address, beats} of every burst of a load; ``ids``: tokens of the pass."""
         first, beats = self.loader.jobs(load, ids)
         bursts = self.loader.bursts(load.target, first, beats)
         # Jobs are whole bursts: a burst's place among all beats of its job is that of the beats before it.

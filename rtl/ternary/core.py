@@ -2,16 +2,18 @@
 """The ternary core: units, sequencer and registers, connected."""
 
 from amaranth import Module, Mux
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.core import CoreSpec
-from lutra.hls_models.ternary.isa import Destination, Unit
+from lutra.hls_models.ternary.isa import Destination, Source, Unit
 from lutra.hls_models.ternary.vector import VectorConfig
 from lutra.rtl.tap import connect
 from lutra.rtl.ternary.attention import Attention
+from lutra.rtl.ternary.attention_items import kv_write_layout
 from lutra.rtl.ternary.dispatch import Dispatch
 from lutra.rtl.ternary.head import Head
+from lutra.rtl.ternary.kv_rows import KvRows
 from lutra.rtl.ternary.loader import Loader
 from lutra.rtl.ternary.loader_issue import REQUEST
 from lutra.rtl.ternary.registers import RegisterPort, Registers
@@ -25,13 +27,15 @@ __all__ = ["CodeRouter", "Core"]
 
 
 class Core(wiring.Component):
-    """A whole decoder-only ternary transformer behind a register bus and two memory ports.
+    """A whole decoder-only ternary transformer behind a register bus and its memory.
 
     Members
     -------
     bus : ``In(RegisterPort())``
-    read, data : read-only memory (program, tables, parameters, weights): bursts {address, beats} out, beats back in order.
-    kv_write, kv_read, kv_data : key/value memory, one row (fp32 scale and head_dim codes, or head_dim 16-bit floats) per address.
+    read, data : memory that is read (program, tables, parameters, weights; keys and values, too, where it is shared): bursts {address, beats} out, beats back
+        in order.
+    kv_write, kv_read, kv_data : key/value memory on chip, one row (fp32 scale and head_dim codes, or head_dim 16-bit floats) per address.
+    kv_write, writer_idle : with a shared memory new rows go there; ``writer_idle`` is 1 while all of them are in it, 0 from the clock after a row's handshake.
     token : ``Out(stream)``
         Every chosen id as it comes; one clock, never waits for ``ready``.
     busy : ``Out(1)``
@@ -41,14 +45,14 @@ class Core(wiring.Component):
     def __init__(self, spec: CoreSpec) -> None:
         self.spec = spec
         row = spec.attention.row_bits
+        cache = {"kv_read": Out(stream.Signature(24)), "kv_data": In(stream.Signature(row))}
         super().__init__(
             {
                 "bus": In(RegisterPort()),
                 "read": Out(stream.Signature(REQUEST)),
                 "data": In(stream.Signature(8 * spec.config.beat_bytes)),
-                "kv_write": Out(stream.Signature(data.StructLayout({"address": 24, "row": row}))),
-                "kv_read": Out(stream.Signature(24)),
-                "kv_data": In(stream.Signature(row)),
+                "kv_write": Out(stream.Signature(kv_write_layout(spec.attention))),
+                **({"writer_idle": In(1)} if spec.config.memory else cache),
                 "token": Out(stream.Signature(20)),
                 "busy": Out(1),
             }
@@ -79,7 +83,7 @@ class Core(wiring.Component):
 
         self._connect_control(m, sequencer, dispatch, registers)
         wiring.connect(m, dispatch.loader, loader.instr)
-        wiring.connect(m, dispatch.vector, vector.instr)
+        self._connect_vector(m, dispatch, vector)
         wiring.connect(m, dispatch.attend, attend.instr)
         wiring.connect(m, dispatch.head, head.instr)
         # A LINEAR instruction starts the reader of the weight ring and the engine together.
@@ -94,20 +98,7 @@ class Core(wiring.Component):
         for unit, port in ((Unit.LOADER, loader), (Unit.LINEAR, linear), (Unit.VECTOR, vector), (Unit.ATTEND, attend), (Unit.HEAD, head)):
             connect(m, f"{unit.name.lower()}_done", port.done, getattr(dispatch, f"{unit.name.lower()}_done"))
 
-        # Memory: the sequencer reads the program before the loader has anything to do.
-        booting = ~sequencer.booted
-        m.d.comb += [
-            self.read.valid.eq(Mux(booting, sequencer.read.valid, loader.read.valid)),
-            self.read.payload.address.eq(Mux(booting, sequencer.read.payload, loader.read.payload.address)),
-            self.read.payload.beats.eq(Mux(booting, 1, loader.read.payload.beats)),
-            sequencer.read.ready.eq(self.read.ready & booting),
-            loader.read.ready.eq(self.read.ready & ~booting),
-            sequencer.data.valid.eq(self.data.valid & booting),
-            sequencer.data.payload.eq(self.data.payload),
-            loader.data.valid.eq(self.data.valid & ~booting),
-            loader.data.payload.eq(self.data.payload),
-            self.data.ready.eq(Mux(booting, sequencer.data.ready, loader.data.ready)),
-        ]
+        self._connect_memory(m, sequencer, loader)
         wiring.connect(m, loader.id_request, registers.id_request)
         wiring.connect(m, registers.id, loader.id)
 
@@ -134,8 +125,16 @@ class Core(wiring.Component):
         wiring.connect(m, router.attend, attend.qkv)
         wiring.connect(m, router.head, head.codes)
         connect(m, "kv_write", attend.kv_write, wiring.flipped(self.kv_write))
-        connect(m, "kv_read", attend.kv_read, wiring.flipped(self.kv_read))
-        connect(m, "kv_data", wiring.flipped(self.kv_data), attend.kv_data)
+        if config.memory:
+            m.submodules.kv_rows = rows = KvRows(spec.kv_layout)
+            connect(m, "kv", loader.kv, rows.kv)
+            connect(m, "kv_data", rows.kv_data, attend.kv_data)
+            connect(m, "k_freed", attend.k_freed, loader.k_freed)
+            connect(m, "v_freed", attend.v_freed, loader.v_freed)
+            m.d.comb += [attend.idle.eq(self.writer_idle), dispatch.stored.eq(attend.stored)]
+        else:
+            connect(m, "kv_read", attend.kv_read, wiring.flipped(self.kv_read))
+            connect(m, "kv_data", wiring.flipped(self.kv_data), attend.kv_data)
 
         m.d.comb += [
             head.token.ready.eq(1),
@@ -153,6 +152,39 @@ class Core(wiring.Component):
             registers.best_score.eq(head.best.payload.score),
         ]
         return m
+
+    def _connect_memory(self, m: Module, sequencer: Sequencer, loader: Loader) -> None:
+        """The sequencer reads the program before the loader has anything to do."""
+        booting, read, answer = ~sequencer.booted, stream.Signature(REQUEST).create(), stream.Signature(8 * self.spec.config.beat_bytes).create()
+        m.d.comb += [
+            self.read.valid.eq(Mux(booting, sequencer.read.valid, read.valid)),
+            self.read.payload.address.eq(Mux(booting, sequencer.read.payload, read.payload.address)),
+            self.read.payload.beats.eq(Mux(booting, 1, read.payload.beats)),
+            sequencer.read.ready.eq(self.read.ready & booting),
+            read.ready.eq(self.read.ready & ~booting),
+            sequencer.data.valid.eq(self.data.valid & booting),
+            sequencer.data.payload.eq(self.data.payload),
+            answer.valid.eq(self.data.valid & ~booting),
+            answer.payload.eq(self.data.payload),
+            self.data.ready.eq(Mux(booting, sequencer.data.ready, answer.ready)),
+        ]
+        if self.spec.config.memory:
+            connect(m, "bursts", loader.read, wiring.flipped(read))
+            connect(m, "data", answer, loader.data)
+        else:
+            wiring.connect(m, loader.read, wiring.flipped(read))
+            wiring.connect(m, answer, loader.data)
+
+    def _connect_vector(self, m: Module, dispatch: Dispatch, vector: Vector) -> None:
+        """In a serial pass attention's values come token after token: as one tile."""
+        given, taken = dispatch.vector, vector.instr
+        one_tile = given.payload.serial & (given.payload.source == Source.VALUES)
+        m.d.comb += [
+            taken.valid.eq(given.valid),
+            given.ready.eq(taken.ready),
+            taken.payload.eq(given.payload),
+            taken.payload.tile_columns.eq(Mux(one_tile, given.payload.columns, given.payload.tile_columns)),
+        ]
 
     def _connect_control(self, m: Module, sequencer: Sequencer, dispatch: Dispatch, registers: Registers) -> None:
         wiring.connect(m, wiring.flipped(self.bus), registers.bus)
