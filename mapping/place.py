@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import INSTRUCTION_BITS, Instruction, Semaphore, Unit, When, encode
 from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.program import Program, Region
+from lutra.mapping.tensor import Update
 
 __all__ = ["CACHE", "FREE", "Block", "Layout", "Step"]
 
@@ -25,12 +27,12 @@ FREE = Semaphore(0)
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes to place: ``data`` makes them (uint8, at most ``beats`` beats, zero-padded to that); None where only the shape is known."""
+    """Bytes to place: ``data`` makes them, part by part (uint8, at most ``beats`` beats, zero-padded to that); None where only the shape is known."""
 
     name: str
     beats: int
     useful_bits: int
-    data: Callable[[], np.ndarray] | None
+    data: Callable[[], Iterable[np.ndarray]] | None
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Layout:
     def step(self, step: Step) -> None:
         self._steps.append(step)
 
-    def program(self) -> Program:
-        """The placed and encoded program; ConfigError where the sequencer cannot hold it."""
+    def program(self, file: Path | None = None, update: Update | None = None) -> Program:
+        """The placed and encoded program, its image in ``file`` where one is given; ConfigError where the sequencer cannot hold it."""
         if len(self._steps) > self._program_words:
             raise ConfigError(
                 f"program_words must hold the {len(self._steps)} instructions of {self._shape.name}, not {self._program_words}; nearest: {len(self._steps)}"
@@ -91,22 +93,42 @@ class Layout:
         words = np.zeros((len(instructions), word_beats * self._beat_bytes), np.uint8)
         for row, instruction in zip(words, instructions, strict=True):
             row[:word_bytes] = np.frombuffer(encode(instruction).to_bytes(word_bytes, "little"), np.uint8)
-        image = self._image(words.reshape(-1), regions)
+        image = self._image(words.reshape(-1), regions, file, update)
         return Program(self._shape, self._beat_bytes, tuple(instructions), tuple(s.label for s in self._steps), tuple(regions), image)
 
-    def _image(self, words: np.ndarray, regions: list[Region]) -> np.ndarray | None:
+    def _image(self, words: np.ndarray, regions: list[Region], file: Path | None, update: Update | None) -> np.ndarray | None:
         if any(block.data is None for block in self._blocks.values()):
             return None
-        image = np.zeros(regions[-1].end * self._beat_bytes, np.uint8)
-        image[: len(words)] = words
+        size = regions[-1].end * self._beat_bytes
+
+        def fill(put: Callable[[int, np.ndarray], object]) -> None:
+            for at, data in self._parts(words, regions):
+                put(at, data)
+                if update:
+                    update(at + len(data), size)
+
+        if file is None:
+            image = np.zeros(size, np.uint8)
+            fill(lambda at, data: image.__setitem__(slice(at, at + len(data)), data))
+            return image
+        # written, not mapped: pages of a mapping would count as this process's memory until the end
+        with file.open("wb") as out:
+            out.truncate(size)
+            fill(lambda at, data: (out.seek(at), out.write(data.data)))
+        return np.memmap(file, np.uint8, "r")
+
+    def _parts(self, words: np.ndarray, regions: list[Region]) -> Iterator[tuple[int, np.ndarray]]:
+        """(first byte, bytes) of everything that is not padding, ascending, one part in memory at a time."""
+        yield 0, words
         for region in regions:
             if region.name not in self._blocks:  # the program, and the cache, which begins as zeros
                 continue
             make = self._blocks[region.name].data
             assert make is not None
-            data = make().reshape(-1)
-            room = region.beats * self._beat_bytes
-            if len(data) > room:
-                raise ValueError(f"{region.name}: {len(data)} bytes do not fit {region.beats} beats of {self._beat_bytes} bytes")
-            image[region.address * self._beat_bytes :][: len(data)] = data
-        return image
+            at, end = region.address * self._beat_bytes, region.end * self._beat_bytes
+            for part in make():
+                data = part.reshape(-1)
+                if at + len(data) > end:
+                    raise ValueError(f"{region.name}: more than {region.beats} beats of {self._beat_bytes} bytes")
+                yield at, data
+                at += len(data)

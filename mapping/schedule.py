@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import lcm
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -23,11 +24,12 @@ from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import Destination, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When
 from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.program import Program
-from lutra.hls_models.ternary.trits import RowLayout, pack_matrix
+from lutra.hls_models.ternary.trits import RowLayout, pack_tiles
 from lutra.mapping import blocks
 from lutra.mapping.graph import Attention, Embed, Gate, Graph, Head, Linear, Node, Norm, Residual, Rope
 from lutra.mapping.model import Table
 from lutra.mapping.place import CACHE, FREE, Block, Layout, Step
+from lutra.mapping.tensor import Update
 from lutra.mapping.tiles import Core, Tiling, choose
 
 __all__ = ["schedule"]
@@ -74,8 +76,10 @@ class Elementwise:
         }
 
 
-def schedule(graph: Graph, core: Core, format: FloatFormat = E8M11) -> Program:
-    """The program of a graph that went through every pass.
+def schedule(graph: Graph, core: Core, format: FloatFormat = E8M11, image: Path | None = None, update: Update | None = None) -> Program:
+    """The program of a graph that went through every pass; with ``image`` its memory image is written to that file and mapped.
+
+    ``update`` is called with the bytes of the image made so far, and all.
 
     Raises
     ------
@@ -85,15 +89,13 @@ def schedule(graph: Graph, core: Core, format: FloatFormat = E8M11) -> Program:
         The graph is not in the form that the passes leave.
     """
     _check(graph, core)
-    return _Schedule(graph, core, format).program()
+    return _Schedule(graph, core, format).program(image, update)
 
 
 def _check(graph: Graph, core: Core) -> None:
     shape, v = graph.shape, core.vector_lanes
-    for field, value in (("hidden", shape.hidden), ("head_dim", shape.head_dim), ("ffn", shape.ffn)):
-        if value % v:
-            legal = [lanes for lanes in (2, 4, 8, 16) if value % lanes == 0]
-            raise ConfigError(f"vector_lanes must divide the model's {field} = {value}, not {v}; nearest: {max(legal, default=2)}")
+    if fault := shape.lane_fault(v):
+        raise ConfigError(fault)
     turned = core.chunk * shape.head_dim // v
     if core.rope_rows < turned:
         raise ConfigError(f"rope_rows must hold chunk x head_dim / vector_lanes = {turned} rows, not {core.rope_rows}; nearest: {turned}")
@@ -143,7 +145,7 @@ class _Schedule:
         """The next node if it is a norm: BitNet's sub-norms are optional."""
         return self.take(Norm) if isinstance(self.ahead, Norm) else None
 
-    def program(self) -> Program:
+    def program(self, image: Path | None, update: Update | None) -> Program:
         embed = self.take(Embed)
         self.embedding(embed)
         layer = 0
@@ -155,7 +157,7 @@ class _Schedule:
         self.emit(Unit.END, "end", {})
         for block in self.blocks:
             self.layout.block(block)
-        return self.layout.program()
+        return self.layout.program(image, update)
 
     def emit(self, unit: Unit, label: str, fields: dict[str, int], when: When = When.ALWAYS, wait: Semaphore = FREE, signal: Semaphore = FREE) -> None:
         self.layout.step(Step(unit, label, fields, when, wait, signal))
@@ -252,9 +254,9 @@ class _Schedule:
         """Loads, LINEAR and VECTOR of one matrix."""
         m, name = linear.matrix, f"{linear.name}.weights"
         row_beats = self.rows.row_beats
-        values, tile = m.values, tiling.tile_columns
+        tile = tiling.tile_columns
         total = sum(tiling.rows(t) for t in range(tiling.tiles))
-        data = None if values is None else lambda: pack_matrix(values, self.rows, tile)
+        data = None if m.values is None else lambda: pack_tiles(m.known(), self.rows, tile)
         groups = self.groups(work, tiling.tiles)
         for number, (first, end) in enumerate(groups):
             if number == 1:
@@ -323,7 +325,7 @@ class _Schedule:
         beats = -(-rows // core.params_rows_per_beat)
         name = f"{work.label}.params" + ("" if not first and last else f".{first}")
         bits = (blocks.HEADER_BITS if header else 0) + count * self.format.bits
-        self.blocks.append(Block(name, beats, bits, (lambda: blocks.params(core, gains, header)) if self.known else None))
+        self.blocks.append(Block(name, beats, bits, (lambda: [blocks.params(core, gains, header)]) if self.known else None))
         for when, _ in work.whens:
             self.load(LoadTarget.PARAMS, name, beats, rows=rows, when=when)
 
@@ -339,6 +341,6 @@ class _Schedule:
         core, shape = self.core, self.shape
         beats = blocks.rope_row_beats(core, rope.head_dim)
         bits = shape.context * rope.head_dim * self.format.bits
-        data = (lambda: blocks.rope_table(core, self.format, shape.context, rope.head_dim, rope.theta)) if self.known else None
+        data = (lambda: [blocks.rope_table(core, self.format, shape.context, rope.head_dim, rope.theta)]) if self.known else None
         self.layout.block(Block("rope", shape.context * beats, bits, data))
         self.load(LoadTarget.ROPE, "rope", beats, mode=LoadMode.POSITION, rows=rope.head_dim // core.vector_lanes)

@@ -11,15 +11,22 @@ from pydantic import ValidationError
 from lutra.cosim.benches import loader
 from lutra.cosim.benches.head import Case, compare_case, play
 from lutra.cosim.harness import Bench, Fault
-from lutra.hls_models.errors import MismatchError
+from lutra.hls_models.errors import ConfigError, MismatchError
+from lutra.hls_models.load import load_config
+from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.streams import Ready, handshakes
-from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
+from lutra.hls_models.ternary.config import CoreConfig
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.isa import LoadMode, LoadTarget, Unit, When
 from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.loader import ROUND_TRIP, Load, LoaderConfig
 from lutra.hls_models.ternary.loader_cycles import LoaderStimulus, loader_cycles
 from lutra.hls_models.ternary.loader_shared import SharedLoaderTiming
 from lutra.hls_models.ternary.loader_timing import LoaderTiming
 from lutra.hls_models.ternary.memory import DELIVER, REQUEST, MemoryConfig, MemoryTiming
+from lutra.mapping.catalogue import open_model
+from lutra.mapping.lower import compile_model
+from lutra.mapping.tiles import choose
 
 CONFIGS = loader.configurations(MASTER_SEED)
 KV = KvLayout(beat_bytes=16, layers=1, kv_heads=1, head_dim=16, context=8, key_tile=4)
@@ -152,7 +159,7 @@ def test_shared_timing_equals_the_full_one(config: LoaderConfig, memory: str, wr
     timing, last = SharedLoaderTiming(config, other, id_latency=3), dict.fromkeys((*hold, "embed", "head"), -1)
     got: dict[str, list[np.ndarray]] = {name: [] for name in ("instr", "params", "rope", "embed", "head")}
     halves: dict[str, list[int]] = {"k": [-1, -1], "v": [-1, -1]}
-    rows = []
+    rows: list[np.ndarray] = []
 
     def accept(offered: np.ndarray) -> np.ndarray:
         taken = handshakes(offered[0], Ready(ready[name]), start=last[name] + 1)
@@ -250,7 +257,7 @@ def test_shared_stream_equals_deliver(config: LoaderConfig, memory: str, rng: np
         np.testing.assert_array_equal(fast.taken[:, -end.taken.shape[1] :], end.taken)
         assert one.done == other.done == brief.done
     for name in ("read", "data"):
-        np.testing.assert_array_equal(*(np.concatenate(timing.streams[name]) for timing in (one, other)))
+        np.testing.assert_array_equal(np.concatenate(one.streams[name]), np.concatenate(other.streams[name]))
 
 
 def test_a_full_flight_keeps_the_memory_busy() -> None:
@@ -263,6 +270,31 @@ def test_a_full_flight_keeps_the_memory_busy() -> None:
         timing.start(Load(LoadTarget.HEAD, LoadMode.DIRECT, 0, 1000), 0)
         taken = timing.stream(0).taken[0]
         assert (taken[-1] - taken[0] > 999) == gaps
+
+
+@pytest.mark.parametrize("position", [0, 127, 1023])
+def test_a_token_of_a_large_model_keeps_the_memory_busy(position: int) -> None:
+    """All loads of a decoded token of the 0.73B shape on the preset kv260, with consumers that take everything at once."""
+    core = load_config("kv260", CoreConfig)
+    shape = open_model("bitnet-0.73b")
+    assert isinstance(shape, ModelShape)
+    spec, program = CoreSpec(config=core, shape=shape), compile_model(shape, core)
+    config, memory = spec.loader, core.memory
+    assert memory and (config.burst_beats, config.outstanding, config.kv) == (memory.burst_beats, memory.outstanding, spec.kv_layout)
+    assert config.rows_beats == config.head_beats == 2 * memory.burst_beats and config.largest_burst(LoadTarget.EMBED) == 1
+    timing, beats = SharedLoaderTiming(config, MemoryTiming(memory), detail=False), 0
+    for f in (one.fields for one in program.instructions if one.unit is Unit.LOADER and one.when is not When.NOT_LAST):
+        load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], position=position)
+        timing.start(load, 0)
+        beats += timing.remaining
+        while timing.remaining:
+            if load.target == LoadTarget.KV:
+                timing.tile(-1)
+            elif load.target in (LoadTarget.EMBED, LoadTarget.HEAD):
+                timing.stream(0)
+            else:
+                timing.free(load.target, timing.advance().taken + 3)
+    assert beats < timing.done[-1] < 1.005 * beats
 
 
 def test_direct_loads_follow_without_a_gap() -> None:
@@ -301,6 +333,20 @@ def test_rows_survive_packing(rng: np.random.Generator) -> None:
 def test_refused_configurations(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         LoaderConfig(**(SMALL | change))
+
+
+def test_tiles_leave_room_for_the_burst_behind_them() -> None:
+    """Else the last beat of a tile that is read again and again waits for a row behind it, which waits for the tile's last reading."""
+    memory = MemoryConfig(ports=1, burst_beats=16)
+    sizes = {"name": "x", "clock_hz": 1e8, "tables": 2, "columns": 4, "chunk": 8, "max_tile_columns": 400, "params_rows": 400, "rope_rows": 64}
+    core = CoreConfig(**sizes, ring_rows=64, beat_bytes=16, memory=memory, allow_stalls=True)
+    loader = LoaderConfig(**SMALL | {"beat_bytes": 16, "ring_rows": 64}, burst_beats=16)
+    assert loader.tile_rows == 64 - 15
+    on_chip = core.model_copy(update={"memory": None})
+    assert [choose(on_chip, "x", 400, 6 * blocks, 4, 400).rows(0) for blocks in (49, 50, 64)] == [49, 50, 64]
+    assert choose(core, "x", 400, 6 * 49, 4, 400).rows(0) == 49
+    with pytest.raises(ConfigError, match=r"smallest tile \(4 columns, 50 k-blocks\) and 15 rows of the next one's first burst, not 64; nearest: 65"):
+        choose(core, "x", 400, 6 * 50, 4, 400)
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,9 @@ def case(config: AttentionConfig, rng: np.random.Generator, *, limit: int = 6, d
         codes, scales = _rows(config, rng, tokens, position, data)
         cache.store(layer, position, codes[:, heads:], scales[:, heads:])
         read = read_addresses(config, layer, tokens, position, serial=serial)
-        values = attend(config, codes[:, :heads], scales[:, :heads], cache, layer, position, serial=serial).reshape(tokens, config.kv_heads, -1)
-        values = (values if serial else values.transpose(1, 0, 2)).reshape(-1, config.vector_lanes)
+        values = attend(config, codes[:, :heads], scales[:, :heads], cache, layer, position, serial=serial)
+        if not serial:
+            values = values.reshape(tokens, config.kv_heads, -1).swapaxes(0, 1)
         parts["qkv"].append(_beats(config, rng, codes, scales))
         parts["kv_write"].append(cache.rows(write_addresses(config, layer, tokens, position), with_address=True))
         if config.shared:
@@ -197,15 +198,17 @@ def case(config: AttentionConfig, rng: np.random.Generator, *, limit: int = 6, d
         else:
             parts["kv_read"].append(pack((read, ADDRESS_BITS)))
             parts["kv_data"].append(cache.rows(read))
-        parts["values"].append(pack((values, config.format.bits)))
+        parts["values"].append(pack((values.reshape(-1, config.vector_lanes), config.format.bits)))
     payloads = {name: np.concatenate(words) for name, words in parts.items()}
     payloads["instr"] = pack(*((np.array([one[i] for one in passes], np.int64), bits) for i, bits in enumerate((8, 8, 16, 1))))
     payloads["done"] = np.ones((len(passes), 1), np.uint32)
     if config.shared:
         payloads["responses"] = np.ones((len(payloads["kv_write"]), 1), np.uint32)
     traces = {name: _stalls(rng, len(beats)) if stalls else (np.zeros(len(beats), np.int64), np.ones(0, bool)) for name, beats in sorted(payloads.items())}
-    not_before = {name: traces[name][0] for name in ("instr", "qkv", "kv_data", *(("responses",) if config.shared else ()))}
+    not_before = {name: traces[name][0] for name in ("instr", "qkv", "kv_data")}
     ready = {name: traces[name][1] for name in ("kv_write", "values", "done", *(() if config.shared else ("kv_read",)))}
+    if config.shared:
+        not_before["responses"] = 4 * traces["responses"][0]  # rows come at intervals
     plain = [(tokens, position, serial) for _, tokens, position, serial in passes]
     cycles = attention_cycles(config, plain, not_before, ready)
     if config.shared:

@@ -54,7 +54,7 @@ class AttentionConfig(Config):
     kv_format: KvFormat = Field(default="int8", description="number format of queries, keys and values")
     shared: bool = Field(default=False, description="keys and values lie in a shared memory: LOADER brings their rows, AxiWriter takes new ones")
     row_ram: Literal["distributed", "block"] = Field(default="distributed", description="memory of the queries of a pass and of tiles: LUT-RAM or block RAM")
-    score_ram: Literal["block", "ultra"] | None = Field(default=None, description="memory of the scores of a KV head; none: as row_ram")
+    deep_ram: Literal["block", "ultra"] | None = Field(default=None, description="memory of scores and running outputs; none: block RAM as row_ram, or any")
 
     @property
     def group(self) -> int:

@@ -137,7 +137,7 @@ class Schedule:
     serial
         Token after token, as if each were decoded.
     known
-        Of this config; kept from one schedule to the next by whoever makes many.
+        Of this config; kept from one schedule to the next by whoever makes many. None: every item is gone through.
     """
 
     def __init__(
@@ -187,14 +187,13 @@ class Schedule:
         self.v_freed: list[int] = []
 
         full = (Row(config.key_tile, False, False),) * (tokens * config.group)
-        known = {} if known is None else known
         keys_at = values_at = 0
         for scored, attended in _work(config, tokens, position, self._prefill, full):
             if scored:
                 keys_at = memory.tile(False, self.k_freed[-2] if len(self.k_freed) > 1 else -1) + 1
             if attended:
                 values_at = memory.tile(True, self.v_freed[-2] if len(self.v_freed) > 1 else -1) + 1
-            if scored is full and not self._counts_room:
+            if known is not None and scored is full and not self._counts_room:
                 self._full_tile(known, full, keys_at, values_at)
             else:
                 self._tile(scored, attended, keys_at, values_at)

@@ -30,6 +30,8 @@ class CoreSpec(Config):
 
     @model_validator(mode="after")
     def _units_agree(self) -> "CoreSpec":
+        if fault := self.shape.lane_fault(self.config.vector_lanes):
+            raise ValueError(fault)
         # Every unit validates its own sizes: an impossible core is refused here, before any work.
         _ = self.loader, self.weights, self.tlmm, self.vector, self.attention, self.head
         config, per_beat = self.config, self.config.params_rows_per_beat

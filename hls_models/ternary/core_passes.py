@@ -14,6 +14,7 @@ frees the rows that LOADER waits for) is joined when the later one is reached; n
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,22 @@ from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, Loa
 from lutra.hls_models.ternary.loader import Load
 from lutra.hls_models.ternary.loader_shared import SharedLoaderTiming
 from lutra.hls_models.ternary.loader_timing import LoaderTiming
+from lutra.hls_models.ternary.repetition import Moments, Mover, Snapshot
 from lutra.hls_models.ternary.vector_cycles import Requantised
 from lutra.hls_models.ternary.weights import LinearInstruction
 
 __all__ = ["PassBatch"]
 
 Cycles = NDArray[np.int64]
+
+
+class _Layer(NamedTuple):
+    """What a layer found at ``now``, and what had been counted until then."""
+
+    state: Snapshot
+    now: int
+    worked: dict[Unit, Cycles]
+    stalls: dict[tuple[Unit, str], Cycles]
 
 
 class PassBatch:
@@ -68,6 +79,7 @@ class PassBatch:
         self.start = np.zeros(passes, np.int64)  # ATTEND's START
         self.linear = self.attend = -1
         self.loads: deque[int] = deque()  # loads whose done is not known
+        self.layer: _Layer | None = None  # the one before, where layers repeat
         self.cycles = self._run()
 
     def times(self, place: int, start: int) -> PassTimes:
@@ -88,7 +100,12 @@ class PassBatch:
         dispatch, depth = np.full(len(self.positions), 2), self.spec.config.queue
         whens = (When.ALWAYS, When.LAST if self.last else When.NOT_LAST)
         execute = {Unit.LOADER: self._load, Unit.LINEAR: self._linear, Unit.VECTOR: self._vector, Unit.ATTEND: self._attend, Unit.HEAD: self._head}
-        for index, instruction in enumerate(self.units.program.instructions):
+        index = -1
+        while True:
+            index += 1
+            if index in self.units.bodies:
+                index, dispatch = self._repeat(index, dispatch)
+            instruction = self.units.program.instructions[index]
             if instruction.unit is Unit.END:
                 break
             if instruction.when in whens:
@@ -107,6 +124,47 @@ class PassBatch:
                 self.streams["bursts" if name == "read" else name] += [piece[None] for piece in pieces]
             self.streams["kv_data"] += [piece[None] for piece in self.shared.rows]
         return cycles
+
+    def _repeat(self, index: int, dispatch: Cycles) -> tuple[int, Cycles]:
+        """At the begin of a layer's body: where it finds the state that the one before found, it and all that follow are copies of that one, moved."""
+        if self.loads:
+            return index, dispatch
+        units, now = self.units, int(dispatch[0])
+        found, before = Snapshot(now), self.layer
+        self._visit(found)
+        self.layer = _Layer(found, now, dict(self.worked), dict(self.stalls))
+        if before is None or before.state != found:
+            return index, dispatch
+        size, clocks = units.body, now - before.now
+        count = (units.bodies[-1] - index) // size + 1
+        last = slice(index - size, index)
+        for cycles in (self.begins, self.dones):
+            for n in range(1, count + 1):
+                cycles[index + (n - 1) * size : index + n * size] = np.where(cycles[last] < 0, -1, cycles[last] + n * clocks)
+        for places in self.places.values():
+            mine = [place for place in places if place >= last.start]
+            places += [place + n * size for n in range(1, count + 1) for place in mine]
+        for unit, worked in before.worked.items():
+            self.worked[unit] = self.worked[unit] + count * (self.worked[unit] - worked)
+        for reason, waited in before.stalls.items():
+            self.stalls[reason] = self.stalls[reason] + count * (self.stalls[reason] - waited)
+        self._visit(Mover(count * clocks))
+        return index + count * size, dispatch + count * clocks
+
+    def _visit(self, moments: Moments) -> None:
+        """What the next layer finds. HEAD rests meanwhile."""
+        assert self.shared  # a caller's slip
+        self.shared.visit(moments)
+        self.units.linear.visit(moments)
+        for unit, places in self.places.items():
+            self.free[unit] = moments.at(self.free[unit]) if unit is not Unit.HEAD else self.free[unit]
+            for place in places[-self.spec.config.queue :]:
+                moments.at(self.begins[place])
+        for waiting in (*self.signals.values(), self.params):
+            moments.note(len(waiting))
+            waiting.extend([moments.at(waiting.popleft()) for _ in range(len(waiting))])
+        for name in ("rope", "codes", "written", "arrived", "start"):
+            setattr(self, name, moments.at(getattr(self, name)))
 
     def _count(self) -> None:
         """Clocks with an instruction under way, overlapping ones once. Loads overlap each other: what no beat was requested in is one figure."""

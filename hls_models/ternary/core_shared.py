@@ -12,6 +12,7 @@ from lutra.hls_models.ternary.kv_layout import KvTile
 from lutra.hls_models.ternary.loader import Load
 from lutra.hls_models.ternary.loader_shared import SharedLoaderTiming
 from lutra.hls_models.ternary.memory import WRITE, MemoryTiming, WriterTiming
+from lutra.hls_models.ternary.repetition import Moments
 
 __all__ = ["ID_LATENCY", "SharedPass"]
 
@@ -73,6 +74,12 @@ class SharedPass:
     def stored(self) -> int:
         """The pulse of ``stored``, once all rows of a pass are with the writer."""
         return self._writer.idle
+
+    def visit(self, moments: Moments) -> None:
+        """Between two layers' keys and values."""
+        assert not self._tiles  # a caller's slip
+        for part in (self._timing, self._writer, self.loader):
+            part.visit(moments)
 
     def begin(self, load: Load) -> None:
         """The next tiles are those of ``load``."""

@@ -13,6 +13,7 @@ from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, Loa
 from lutra.hls_models.ternary.linear import LinearTiming
 from lutra.hls_models.ternary.loader import Load
 from lutra.hls_models.ternary.program import Program
+from lutra.hls_models.ternary.repetition import repeated_body
 from lutra.hls_models.ternary.tlmm_cycles import codes_handshakes
 from lutra.hls_models.ternary.vector_cycles import Requantised, VectorTiming
 
@@ -82,6 +83,8 @@ class Units:
         self.waits = [tuple(one.wait) for one in program.instructions]
         self.signals = [tuple(one.signal) for one in program.instructions]
         self.loads = {index: _load_of(one) for index, one in enumerate(program.instructions) if one.unit is Unit.LOADER}
+        memory = spec.config.memory
+        self.bodies, self.body = repeated_body(program.instructions, memory.burst_beats) if memory and memory.uniform and not detail else ([], 0)
         self._requantised: dict[tuple[int, ...], Requantised] = {}
 
     def together(self, tokens: int) -> int:

@@ -13,14 +13,17 @@ Times of one load (handshake cycles; internal events are named after the RTL's r
     instr t -> job valid:  DIRECT t+1;  POSITION t+3 (MULTIPLY, ADD), then 1 after the previous job;
                            TOKEN: id_request from t+1 (then 1 after the previous job), id i -> i+3;
                            TILES t+4 (END, SIZE, PLACE), then 2 after the previous job (STEP), 4 where it was the last one of its token
-    job j   -> fire >= j+1; one per clock; the next job is taken in the cycle of the last fire, so DIRECT loads follow without a gap
-    fire f  -> read from f+1, and not before the ``read`` handshake of the fire before; f is at least 1 after every event that frees what it needs: a
-               ``*_freed`` beat, a pop of its queue, the ``data`` beat that ends one of ``outstanding`` requests
+    job j   -> fire >= j+C, the next ones C after the one before, C = 1; the next job is taken in the cycle of the last fire, so DIRECT loads follow without a
+               gap. With bursts C = 2 (``fire_clocks``: rooms are compared a clock ahead), and two jobs wait behind the plan (``JOBS_AHEAD``): a job leaves
+               the plan when it is valid and at least 1 after the one two before was taken, and is taken at least 1 later
+    fire f  -> read from f+1, and not before the ``read`` handshake of the fire before; f is at least C after every event that frees what it needs, a
+               ``*_freed`` beat or a pop of its queue, and 1 after the ``data`` beat that ends one of ``outstanding`` requests
     data d  -> weights, kv d+1 (``ready`` is not looked at: the room is reserved); the queues can be popped from d+QUEUE_LATENCY
     pop     -> params, rope, embed: output register, valid 1 after it is loaded; head: the queue's own output
     last beat e of a load on its output -> done from e+2, in program order
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +34,7 @@ from lutra.hls_models.config import Config
 from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
 from lutra.hls_models.ternary.kv_layout import KvLayout, KvTile
 
-__all__ = ["PARAM_BITS", "QUEUE_LATENCY", "ROUND_TRIP", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
+__all__ = ["JOBS_AHEAD", "PARAM_BITS", "QUEUE_LATENCY", "ROUND_TRIP", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
 
 PARAM_BITS = 24
 """Bits of one value of a params or rope row."""
@@ -39,8 +42,11 @@ PARAM_BITS = 24
 QUEUE_LATENCY = 1
 """Clocks from a beat's way into a queue (``lutra.rtl.streams.Queue``) until it can leave."""
 
-ROUND_TRIP = 2 + QUEUE_LATENCY
-"""Clocks from a pop of a queue to that of the beat that takes its place, besides those from ``read`` to ``data``: the credit, the fire, the queue."""
+ROUND_TRIP = 3 + QUEUE_LATENCY
+"""Clocks from a pop of a queue to that of the beat that takes its place, besides those from ``read`` to ``data``: credit, comparison, fire, queue."""
+
+JOBS_AHEAD = 2
+"""Jobs between plan and issue, where bursts are requested."""
 
 TILE_STEP = 2
 """Clocks from the clock in which a tile is taken until the next one is there: STEP, its place."""
@@ -75,6 +81,12 @@ class Load(NamedTuple):
         return word
 
 
+@lru_cache(maxsize=32)
+def _first_layer(layout: KvLayout, tokens: int, position: int, serial: int) -> tuple[KvTile, ...]:
+    """Tiles of a pass in layer 0: those of the others are the same but for the first block's address."""
+    return tuple(layout.order(0, tokens, position, serial=bool(serial)))
+
+
 class LoaderConfig(Config):
     """Sizes of a loader, with its golden values and cycles."""
 
@@ -97,6 +109,17 @@ class LoaderConfig(Config):
     def rows_per_beat(self) -> int:
         """Params or rope rows that a beat carries (P), lowest first."""
         return self.beat_bytes // (self.vector_lanes * PARAM_BITS // 8)
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether rooms are compared a clock ahead of the fire, and jobs queued: with wide counters all of it is too long a path for one clock of a large
+        device, and bursts have the time."""
+        return self.burst_beats > 1
+
+    @property
+    def fire_clocks(self) -> int:
+        """Clocks (C) from one fire to the next, and from what gives room to the fire."""
+        return 1 + self.pipelined
 
     def largest_burst(self, target: LoadTarget) -> int:
         """Beats of a request at most, a power of two, multiples of which it does not cross."""
@@ -183,9 +206,9 @@ class LoaderConfig(Config):
     def tiles(self, load: Load) -> list[KvTile]:
         """Tiles of a load of keys and values, in order."""
         assert self.kv is not None  # ``check`` refuses it
-        moved = load.address - self.kv.address(0, 0, 0, value=False)
-        tiles = self.kv.order(0, load.tokens, load.position, serial=bool(load.serial))
-        return [tile._replace(address=tile.address + moved) for tile in tiles]
+        moved = load.address - self.kv.base
+        tiles = _first_layer(self.kv, load.tokens, load.position, load.serial)
+        return [KvTile(head, value, rows, address + moved, beats) for head, value, rows, address, beats in tiles]
 
     def jobs(self, load: Load, ids: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First addresses (jobs,) and beats (jobs,) of what a load fetches in one piece; ``ids`` (tokens,) for mode TOKEN."""

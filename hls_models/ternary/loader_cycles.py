@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lutra.hls_models.streams import Ready
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
-from lutra.hls_models.ternary.loader import QUEUE_LATENCY, TILES_START, Load, LoaderConfig
+from lutra.hls_models.ternary.loader import JOBS_AHEAD, QUEUE_LATENCY, TILES_START, Load, LoaderConfig
 
 __all__ = ["LoaderStimulus", "loader_cycles"]
 
@@ -70,6 +70,7 @@ class _Simulation:
         self.used = dict.fromkeys(self.credits, 0)
         self.depths = {"rows": config.rows_beats, "embed": config.embed_beats, "head": config.head_beats}
         self.weight_beats = 0
+        self.jobs = [-1] * JOBS_AHEAD  # taken
 
     def run(self, loads: Sequence[Load], ids: Sequence[Cycles | None]) -> dict[str, Cycles]:
         finishes: list[int] = []  # cycles in which the done register is loaded
@@ -89,11 +90,11 @@ class _Simulation:
             for j, (address, beats, step) in enumerate(zip(*self.config.jobs(load, tokens), self.config.steps(load), strict=True)):
                 if load.mode == LoadMode.TOKEN:
                     valid = self._id(valid) + 3
-                job = max(valid, issued)
-                valid, issued = job + int(step), job
+                job, issued = self._taken(valid, issued)
+                valid = job + int(step)
                 half = ("v" if values[j] else "k") if values else None
                 for size in self.config.bursts(load.target, int(address), int(beats)).tolist():
-                    issued = self._burst(load.target, counts[begin : begin + size].tolist(), issued + 1, half)
+                    issued = self._burst(load.target, counts[begin : begin + size].tolist(), issued, half)
                     begin, half = begin + size, None
                 if values:
                     self._freed("v" if values[j] else "k")
@@ -113,11 +114,19 @@ class _Simulation:
         self.times["id"].append(answered)
         return answered
 
-    def _burst(self, target: LoadTarget, counts: list[int], earliest: int, half: str | None) -> int:
-        """A burst from request to delivery: its fire, no earlier than ``earliest``. ``half``: the credit that a tile's first burst takes."""
+    def _taken(self, valid: int, issued: int) -> tuple[int, int]:
+        """A job leaves the plan, and is taken."""
+        if not self.config.pipelined:
+            return max(valid, issued), max(valid, issued)
+        left = max(valid, self.jobs[-JOBS_AHEAD] + 1)
+        self.jobs.append(max(left + 1, issued))
+        return left, self.jobs[-1]
+
+    def _burst(self, target: LoadTarget, counts: list[int], issued: int, half: str | None) -> int:
+        """A burst from request to delivery: its fire, behind that of the burst before or its job. ``half``: the credit that a tile's first burst takes."""
         times, name, beats, config = self.times, target.name.lower(), len(counts), self.config
         queue = self.QUEUES.get(target)
-        fire = max(earliest, self._last("read"))
+        fire = max(issued + config.fire_clocks, self._last("read"))
         if len(self.bursts) >= config.outstanding:
             fire = max(fire, self.bursts[-config.outstanding] + 1)
         if target == LoadTarget.WEIGHTS:
@@ -128,7 +137,7 @@ class _Simulation:
         elif half:
             fire = max(fire, self._room(half, 1))
         if queue and len(self.pops[queue]) + beats > self.depths[queue]:
-            fire = max(fire, self.pops[queue][len(self.pops[queue]) + beats - self.depths[queue] - 1] + 1)
+            fire = max(fire, self.pops[queue][len(self.pops[queue]) + beats - self.depths[queue] - 1] + config.fire_clocks)
         times["read"].append(self._take("read", fire + 1))
         request = times["read"][-1]
         if self.stimulus.memory is None:
@@ -142,10 +151,10 @@ class _Simulation:
         return fire
 
     def _room(self, credit: str, count: int) -> int:
-        """First cycle in which ``count`` more rows (tiles) have room, which they take."""
+        """First cycle in which a burst with ``count`` more rows (tiles) can be fired; they take their room."""
         self.used[credit] += count
         freed = self.used[credit] - self.credits[credit]
-        return self.times[f"{credit}_freed"][freed - 1] + 1 if freed > 0 else 0
+        return self.times[f"{credit}_freed"][freed - 1] + self.config.fire_clocks if freed > 0 else 0
 
     def _arrived(self, target: LoadTarget, count: int, arrival: int) -> None:
         if target == LoadTarget.WEIGHTS:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
-from lutra.hls_models.ternary.loader import QUEUE_LATENCY, TILES_START, Load, LoaderConfig
+from lutra.hls_models.ternary.loader import JOBS_AHEAD, QUEUE_LATENCY, TILES_START, Load, LoaderConfig
 from lutra.hls_models.ternary.loader_timing import Accept, Credits, Moved, spaced
 from lutra.hls_models.ternary.memory import DELIVER, REQUEST, MemoryTiming
+from lutra.hls_models.ternary.repetition import Moments
 
 __all__ = ["SharedLoaderTiming"]
 
@@ -47,6 +48,16 @@ class _Queue:
         if len(cycles):
             self._popped += len(cycles)
             self._pops.append((self._popped, 0, cycles))
+
+    def visit(self, moments: Moments) -> None:
+        moments.note(self._popped - self._asked)
+        for place, (end, base, cycles) in enumerate(self._pops):
+            if end > self._asked - self._depth:  # others are not asked for again
+                moments.note(end - self._asked)
+            if cycles is None:
+                self._pops[place] = end, moments.at(base + self._asked) - self._asked, None
+            else:
+                self._pops[place] = end, base, moments.at(cycles)
 
     def pop_row(self, first: int, beats: int) -> None:
         """``beats`` beats left, one per clock from ``first`` on."""
@@ -88,6 +99,8 @@ class SharedLoaderTiming:
         self._queues = {LoadTarget.EMBED: _Queue(config.embed_beats), LoadTarget.HEAD: _Queue(config.head_beats)}
         self._queues[LoadTarget.PARAMS] = self._queues[LoadTarget.ROPE] = _Queue(config.rows_beats)
         self._flight = deque([-1] * config.outstanding)  # last data of the bursts before
+        self._waiting = deque([-1] * JOBS_AHEAD)  # when the jobs before were taken
+        self._clocks = config.fire_clocks
         self._lead = 1 + REQUEST + memory.config.latency + DELIVER  # from a fire to the first data at the earliest
         self._data = self._issued = self._row = self._unit = self._head = -1  # last data; fire; load of the row register; handshakes of embed, of head
         self._planned = self._begun = 0  # the plan is idle; beats of the row of weights that is not complete
@@ -153,9 +166,14 @@ class SharedLoaderTiming:
         """The next job is taken; ``_job`` counts those that were."""
         if self._load.mode == LoadMode.TOKEN:
             self._valid += self.id_latency + 3
-        self._issued = max(self._valid, self._issued)
-        self._planned = self._issued + 1
-        self._valid = self._issued + self._plan.steps[self._job]
+        if self.config.pipelined:
+            left = max(self._valid, self._waiting.popleft() + 1)
+            self._issued = max(left + 1, self._issued)
+            self._waiting.append(self._issued)
+        else:
+            left = self._issued = max(self._valid, self._issued)
+        self._planned = left + 1
+        self._valid = left + self._plan.steps[self._job]
         self._job += 1
 
     def _moved(self, bursts: int, beats: int) -> None:
@@ -247,7 +265,7 @@ class SharedLoaderTiming:
         """``deliver`` to a sink that takes a beat in every clock from ``opened`` (1,) on."""
         head = self._load.target == LoadTarget.HEAD
         end = max(int(np.asarray(opened).reshape(())) - 1, self._head if head else self._unit)
-        if head and self._load.mode == LoadMode.DIRECT and self.memory.quiet(max(self._valid, self._issued) + 2):
+        if head and self._load.mode == LoadMode.DIRECT and self.memory.quiet(max(self._valid, self._issued) + self._clocks + 1):
             return self._stream(end)
 
         def accept(offered: Cycles) -> Cycles:
@@ -262,12 +280,12 @@ class SharedLoaderTiming:
         """A HEAD load whose data follow each other within a burst."""
         self._begin_job()
         queue, flight, lead = self._queues[LoadTarget.HEAD], self._flight, self._lead
-        issued, data = self._issued, self._data
+        issued, data, clocks = self._issued, self._data, self._clocks
         fires, firsts, taken = [], [], []
         for size in self._plan.sizes:
             place = queue.ask(size)
             assert place is not None  # the beats before are on their way out
-            issued = max(issued, place, flight.popleft()) + 1
+            issued = max(max(issued, place) + clocks, flight.popleft() + 1)
             first = max(issued + lead, data + 1)
             data = first + size - 1
             flight.append(data)
@@ -287,13 +305,28 @@ class SharedLoaderTiming:
         self.streams["data"].append(_beats(firsts, self._plan.sizes))
         return Moved(np.array([fires]), _beats(taken, self._plan.sizes)[None])
 
+    def visit(self, moments: Moments) -> None:
+        """Between two loads."""
+        assert not self.remaining  # a caller's slip
+        moments.note(self._begun)
+        for credits in self._credits.values():
+            credits.visit(moments)
+        for queue in dict.fromkeys(self._queues.values()):
+            queue.visit(moments)
+        for times in (self._flight, self._waiting):
+            times.extend([moments.at(times.popleft()) for _ in range(len(times))])
+        for name in ("_data", "_issued", "_row", "_unit", "_head", "_planned"):
+            setattr(self, name, moments.at(getattr(self, name)))
+        last = self.done[-self.config.instructions :]
+        self.done[-len(last) :] = [moments.at(done) for done in last]
+
     def finish(self, last: Cycles) -> None:
         """The present load's last output beat was taken at ``last`` (1,)."""
         self.done.append(np.maximum(last + 2, self.done[-1] + 1) if self.done else last + 2)
 
     def _request(self, sizes: list[int], rooms: list[int]) -> tuple[Cycles, Cycles]:
         """Fires of bursts that have their room from the clocks after ``rooms`` on, and the handshakes of their data."""
-        if self.memory.quiet(max(self._issued, rooms[0], self._flight[0]) + 2):
+        if self.memory.quiet(max(max(self._issued, rooms[0]) + self._clocks, self._flight[0] + 1) + 1):
             fires, data = self._quiet(sizes, rooms)
         else:
             most = self.config.outstanding  # of so many bursts none waits for another's data
@@ -305,10 +338,10 @@ class SharedLoaderTiming:
         return fires, data
 
     def _quiet(self, sizes: list[int], rooms: list[int]) -> tuple[Cycles, Cycles]:
-        flight, lead, issued, data = self._flight, self._lead, self._issued, self._data
+        flight, lead, issued, data, clocks = self._flight, self._lead, self._issued, self._data, self._clocks
         fires, firsts = [], []
         for size, room in zip(sizes, rooms, strict=True):
-            issued = max(issued, room, flight.popleft()) + 1
+            issued = max(max(issued, room) + clocks, flight.popleft() + 1)
             first = max(issued + lead, data + 1)
             data = first + size - 1
             flight.append(data)
@@ -319,8 +352,9 @@ class SharedLoaderTiming:
         return np.array(fires), _beats(firsts, sizes)
 
     def _disturbed(self, sizes: list[int], rooms: list[int]) -> tuple[Cycles, Cycles]:
-        waited = [max(room, self._flight.popleft()) + 1 for room in rooms]
-        fires = spaced(np.array(waited), np.array(self._issued))
+        clocks = self._clocks
+        waited = [max(room + clocks, self._flight.popleft() + 1) for room in rooms]
+        fires = spaced(np.array(waited), np.array(self._issued + clocks - 1), clocks)
         data = self.memory.read_many(fires + 1, np.array(sizes), every=True)
         self._issued, self._data = int(fires[-1]), int(data[-1])
         self._flight.extend(data[np.cumsum(sizes) - 1].tolist())

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
 from lutra.hls_models.ternary.loader import QUEUE_LATENCY, Load, LoaderConfig
+from lutra.hls_models.ternary.repetition import Moments
 
 __all__ = ["Accept", "Credits", "LoaderTiming", "Moved", "spaced"]
 
@@ -69,6 +70,10 @@ class Credits:
     @property
     def last(self) -> Cycles:
         return self._pieces[-1][..., -1]
+
+    def visit(self, moments: Moments) -> None:
+        self._pieces = [np.concatenate(self._pieces, axis=-1)]
+        self._pieces[0] = moments.at(self._pieces[0])
 
 
 class LoaderTiming:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
+from lutra.hls_models.ternary.repetition import Moments
 
 __all__ = ["DELIVER", "PORT_BYTES", "REQUEST", "RESPONSE", "WRITE", "MemoryConfig", "MemoryTiming", "Slots", "WriterTiming"]
 
@@ -186,6 +187,12 @@ class MemoryTiming:
         shift = np.maximum.accumulate(self._free(self.slots.before(first + self.origin)) - (ends - beats))
         return self._serve(np.repeat(shift, beats) + np.arange(ends[-1]) if every else shift + ends - 1)
 
+    def visit(self, moments: Moments) -> None:
+        """Of a uniform memory, whose slots are its clocks."""
+        self._taken = self._taken[np.searchsorted(self._taken, self._next + self.origin) :]
+        self._next, self._written = moments.at(self._next), moments.at(self._written)
+        self._taken = moments.at(self._taken - self.origin) + self.origin
+
     def _free(self, slot: Any) -> Any:
         """Number of slots before ``slot`` that no beat still known is written in."""
         return slot - np.searchsorted(self._taken, slot) if len(self._taken) else slot
@@ -209,6 +216,9 @@ class WriterTiming:
         self._free = 0  # first cycle in which a row can be taken
         self.idle = 0
         """First cycle in which ``idle`` is 1, if no further row comes; it is 0 from the cycle after a row's handshake on."""
+
+    def visit(self, moments: Moments) -> None:
+        self._free, self.idle = moments.at(self._free), moments.at(self.idle)
 
     def rows(self, offered: Cycles) -> tuple[Cycles, Cycles]:
         """Handshakes (n,) of rows offered no earlier than ``offered``, and of their written beats (n, row_writes); these take their slots."""

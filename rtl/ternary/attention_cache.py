@@ -27,12 +27,11 @@ class KvWriter(wiring.Component):
         The last row of the pass leaves in this clock.
     qkv, kv_write : streams
     q_write, q_address, q_row : ``Out``
-        A row for the query buffer.
+        A row for the query buffer, which is filled upwards.
     """
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
-        item = item_layout(config)
         super().__init__(
             {
                 "start": In(1),
@@ -42,7 +41,7 @@ class KvWriter(wiring.Component):
                 "qkv": In(stream.Signature(qkv_layout(config))),
                 "kv_write": Out(stream.Signature(kv_write_layout(config))),
                 "q_write": Out(1),
-                "q_address": Out(sum(item[name].shape for name in ("query", "token", "head"))),
+                "q_address": Out(range(config.max_tokens * config.heads)),
                 "q_row": Out(row_layout(config)),
             }
         )
@@ -69,7 +68,6 @@ class KvWriter(wiring.Component):
             head_last.eq(head == config.kv_heads - 1),
             self.qkv.ready.eq(taking & ~(row_end & self.kv_write.valid)),
             self.q_row.codes.as_value().eq(codes),
-            self.q_address.eq(Cat(query, token, head)),
             self.stored.eq(received & self.kv_write.valid & self.kv_write.ready),
         ]
         if config.kv_format == "int8":
@@ -84,7 +82,7 @@ class KvWriter(wiring.Component):
                 m.d.sync += earlier.eq(codes[beat_bits:])
             with m.If(row_end & ~is_key & ~is_value):
                 m.d.comb += self.q_write.eq(1)
-                m.d.sync += query.eq(query + 1)
+                m.d.sync += [query.eq(query + 1), self.q_address.eq(self.q_address + 1)]
                 with m.If(query == config.group - 1):
                     m.d.sync += [query.eq(0), head.eq(Mux(head_last, 0, head + 1)), is_key.eq(head_last)]
             with m.Elif(row_end):
@@ -102,7 +100,7 @@ class KvWriter(wiring.Component):
                     with m.If(token == self.tokens - 1):
                         m.d.sync += [taking.eq(0), received.eq(1)]
         with m.If(self.start):
-            m.d.sync += [taking.eq(1), token.eq(0), token_base.eq(self.address), address.eq(self.address)]
+            m.d.sync += [taking.eq(1), self.q_address.eq(0), token.eq(0), token_base.eq(self.address), address.eq(self.address)]
         return m
 
 

@@ -41,7 +41,8 @@ def row_memory(config: AttentionConfig) -> dict[str, str | int]:
 
 def deep_memory(config: AttentionConfig) -> dict[str, str | int]:
     """Attributes of scores and running outputs; on a small device synthesis chooses."""
-    return {} if config.row_ram == "distributed" else {"ram_style": config.row_ram}
+    style = config.deep_ram or config.row_ram
+    return {} if style == "distributed" else {"ram_style": style}
 
 
 def row_layout(config: AttentionConfig) -> data.StructLayout:
@@ -73,7 +74,7 @@ def item_layout(config: AttentionConfig) -> data.StructLayout:
     tile; ``final``: last item of the instruction.
     """
     fields = {
-        "query": max(1, ceil_log2(config.group)),
+        "query": ceil_log2(config.group),
         "token": max(1, ceil_log2(config.max_tokens)),
         "head": max(1, ceil_log2(config.kv_heads)),
         "keys": bits_for(config.key_tile),

@@ -6,7 +6,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.isa import LoadMode, Unit
-from lutra.hls_models.ternary.loader import PARAM_BITS, LoaderConfig
+from lutra.hls_models.ternary.loader import JOBS_AHEAD, PARAM_BITS, LoaderConfig
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.dispatch import unit_layout
 from lutra.rtl.ternary.loader_issue import EMBED, HEAD, JOB, KV, REQUEST, ROWS, WEIGHTS, Issue, kind_of
@@ -309,7 +309,12 @@ class Loader(wiring.Component):
             (finish.done, self.done),
         ):
             wiring.connect(m, port, wiring.flipped(own))
-        wiring.connect(m, plan.job, issue.job)
+        if config.pipelined:
+            m.submodules.jobs = jobs = Queue(shape=JOB, depth=JOBS_AHEAD)
+            wiring.connect(m, plan.job, jobs.input)
+            wiring.connect(m, jobs.output, issue.job)
+        else:
+            wiring.connect(m, plan.job, issue.job)
         wiring.connect(m, rows_queue.output, rows.beats)
         wiring.connect(m, embed_queue.output, embed.beats)
 

@@ -34,7 +34,8 @@ def kind_of(target: Value) -> Value:
 
 
 class Issue(wiring.Component):
-    """Turns jobs into bursts, one per clock while there is room for all of their beats, and notes for each what its data will be.
+    """Turns jobs into bursts, one per clock (every other clock, where ``pipelined``) while there is room for all of their beats, and notes for each what its
+    data will be.
 
     Members
     -------
@@ -120,8 +121,15 @@ class Issue(wiring.Component):
                     m.d.comb += room.eq(~fresh | Mux(job.value, v_free != 0, k_free != 0))
             with m.Default():
                 m.d.comb += room.eq(rooms[HEAD] >= beats)
+        if config.pipelined:
+            # What has room keeps it until it is fired; the comparisons are a clock ahead.
+            seen = Signal()
+            m.d.sync += seen.eq(active & room & ~fire)
+            granted = seen
+        else:
+            granted = active & room
         m.d.comb += [
-            fire.eq(active & room & (flight != 0) & (~self.read.valid | self.read.ready)),
+            fire.eq(granted & (flight != 0) & (~self.read.valid | self.read.ready)),
             ready.eq(~active | (fire & final)),
             self.job.ready.eq(ready),
             self.note.kind.eq(kind_of(job.target)),
