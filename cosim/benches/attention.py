@@ -28,7 +28,8 @@ KINDS: tuple[dict[str, object], ...] = ({"kv_format": "int8"}, {"kv_format": "fp
 
 
 def configurations(seed: int, count: int = 14) -> list[AttentionConfig]:
-    """Sizes derived from the seed; the first three are the smallest that are legal, three more of the widest (most are narrow: lanes cost compile time).
+    """Sizes derived from the seed; the first three are the smallest that are legal, three more of the widest, with ten tiles (most are narrow: lanes cost
+    compile time).
 
     Of both triples one is of each of ``KINDS``, the others are any.
     """
@@ -39,7 +40,7 @@ def configurations(seed: int, count: int = 14) -> list[AttentionConfig]:
         lanes = 8 if wide else int(rng.choice([1, 2, 2, 3, 4]))
         kv_heads = int(rng.integers(1, 4))
         head_dim = 32 if wide else lanes * int(rng.integers(1, 16 // lanes + 1))
-        context = int(rng.integers(5, 40))
+        context = 40 if wide else int(rng.integers(5, 40))
         out.append(
             AttentionConfig(
                 heads=kv_heads * int(rng.integers(1, 6)),
@@ -48,7 +49,7 @@ def configurations(seed: int, count: int = 14) -> list[AttentionConfig]:
                 layers=int(rng.integers(1, 4)),
                 context=context,
                 max_tokens=int(rng.integers(1, min(context, 12) + 1)),
-                key_tile=int(2 ** rng.integers(2, 6)),
+                key_tile=4 if wide else int(2 ** rng.integers(2, 6)),
                 vector_lanes=lanes,
                 format=FloatFormat(8, int(rng.integers(7, 13))) if rng.integers(4) == 0 else E8M11,
                 partials=int(rng.choice([8, 16])),

@@ -100,6 +100,8 @@ class Executor:
         self.vector = Vector(spec.vector)
         self.cache = KvCache.empty(spec.attention)
         self._shared = SharedWords(spec, self._image, self.cache) if spec.config.memory else None
+        if self._shared:
+            self._read_cache()
         self._kept = Kept(KEPT_BYTES)
         self._run: dict[Unit, Callable[[Instruction], None]] = {
             Unit.LOADER: self._load,
@@ -113,6 +115,14 @@ class Executor:
     def _image(self) -> NDArray[np.uint8]:
         assert self.program.image is not None
         return np.asarray(self.program.image).reshape(-1, self.program.beat_bytes)
+
+    def _read_cache(self) -> None:
+        """Keys and values that a shared memory holds from the start."""
+        layers = self.program.shape.layers
+        layout = self.spec.kv_layout.model_copy(update={"layers": layers})
+        cells = self._image[layout.base : layout.base + layout.beats]
+        if cells.any():
+            self.cache.codes[:layers], self.cache.scales[:layers] = layout.unpack(cells.reshape(-1))
 
     def generate(self, prompt: list[int], count: int, *, start: int = 0, stop: int | None = None, record: bool | Sink = False) -> Iterator[Pass]:
         """Prefills ``prompt`` at ``start`` and decodes ``count`` tokens greedily, one ``Pass`` after another, as the sequencer does; ``record``: as of a pass.
