@@ -4,9 +4,9 @@
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
 from lutra.cosim.board import Board, memory_file
-from lutra.cosim.harness import Bench, Fault
+from lutra.cosim.core_windows import Excerpts, PayloadHashes
+from lutra.cosim.harness import Bench, Fault, Play
 from lutra.cosim.recordings import Recording, Stimulus, compare
+from lutra.cosim.windows import WINDOW, Digests
 from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.core_cycles import CoreTiming
 from lutra.hls_models.ternary.core_units import PassTimes
-from lutra.hls_models.ternary.executor import Executor, Pass
+from lutra.hls_models.ternary.executor import Executor, Pass, Sink
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.registers import Register
 from lutra.rtl.ternary.system import OnChipSystem
@@ -108,6 +110,12 @@ class Turn:
         out += [(Register.START_POSITION, self.start), (Register.PROMPT_LENGTH, len(self.prompt)), (Register.MAX_NEW, self.count), (Register.STOP_TOKEN, stop)]
         return [*out, (Register.CONTROL, 4 if self.verify else 1)]
 
+    def golden(self, executor: Executor, record: bool | Sink) -> Iterator[Pass]:
+        """The golden model's passes."""
+        if self.verify:
+            return iter([executor.verify(list(self.prompt), self.start, record=record)])
+        return executor.generate(list(self.prompt), self.count, start=self.start, stop=self.stop, record=record)
+
 
 @dataclass
 class CoreRun:
@@ -134,6 +142,10 @@ class CoreRun:
         """The golden model's ids."""
         return np.array([token for done in self.passes for token in done.choices], np.uint32)
 
+    def cycles(self, name: str) -> NDArray[np.int64]:
+        """Predicted handshakes of a boundary."""
+        return np.concatenate([times.streams[name] for times in self.times if name in times.streams])
+
 
 @dataclass(frozen=True)
 class Job:
@@ -150,20 +162,21 @@ class CoreBench:
     Parameters
     ----------
     cores : by name, the core and the beats of its memory, where that is on chip (rounded up to a power of two)
+    plain : without cocotb, for long runs (``lutra.cosim.bulk``); no waves
     """
 
-    def __init__(self, cores: Mapping[str, tuple[CoreSpec, int]]) -> None:
+    def __init__(self, cores: Mapping[str, tuple[CoreSpec, int]], *, plain: bool = False) -> None:
         self.specs = {name: spec for name, (spec, _) in cores.items()}
         sizes = {name: 1 << (beats - 1).bit_length() for name, (_, beats) in cores.items()}
         description = ["cores", [[name, sizes[name], spec.model_dump(mode="json")] for name, spec in self.specs.items()]]
-        self._bench = Bench(", ".join(dict.fromkeys(spec.config.name for spec in self.specs.values())), description=description)
+        self._bench = Bench(", ".join(dict.fromkeys(spec.config.name for spec in self.specs.values())), description=description, plain=plain)
         for name, spec in self.specs.items():
             system = Board(spec, name) if spec.config.memory else OnChipSystem(spec, beats=sizes[name], file=f"{name}.hex")
             self._bench.add(name, HostedSystem(system))
 
-    def build(self, *, waves: bool = False) -> None:
-        """Verilates the cores, or takes them from the cache."""
-        self._bench.build(waves=waves)
+    def build(self, *, optimization: str | None = None, waves: bool = False) -> None:
+        """Verilates the cores, or takes them from the cache; ``optimization``: of the C++ compiler."""
+        self._bench.build(optimization=optimization, waves=waves)
 
     def check(
         self,
@@ -172,6 +185,8 @@ class CoreBench:
         folder: Path | None = None,
         faults: Sequence[Fault] = (),
         on_token: Callable[[int], None] | None = None,
+        on_cycle: Callable[[int, float], None] | None = None,
+        hashed: bool = False,
     ) -> dict[str, CoreRun]:
         """Runs every core's job on the RTL beside golden and cycle model and compares every word and handshake of every boundary.
 
@@ -180,76 +195,117 @@ class CoreBench:
         folder : receives the recordings (and waves); a temporary one otherwise
         faults : disturb boundaries of the RTL
         on_token : called with each id as the RTL of the first job writes it
+        on_cycle : hears of the progress of a plain bench: cycles, seconds
+        hashed : boundaries are compared by a hash per window of beats, and a window that differs is run again and compared beat by beat. ``words_mismatched``
+            then counts in such windows only, of each boundary the first, and ``passes`` hold no words.
         """
-        runs = {name: self._expect(name, job) for name, job in jobs.items()}
-        first = next(iter(jobs))
+        hashes = {name: PayloadHashes() for name in jobs} if hashed else {}
+        runs = {name: self._expect(name, job, hashes.get(name, True)) for name, job in jobs.items()}
+        windows = {(name, port): (0, 0) for name, mine in hashes.items() for port in mine.words if port != "token"}
+        first, play = next(iter(jobs)), self._prepare(jobs, runs, faults)
         with tempfile.TemporaryDirectory(prefix="lutra-core-") as scratch:
             place = folder or Path(scratch)
             with _tail(place / f"{first}.token.out", on_token):
                 begin = time.perf_counter()
-                recorded = self._play(jobs, runs, place, faults)
+                recorded, digests = self._play(play, windows, place, on_cycle)
                 seconds = time.perf_counter() - begin
+        found = {name: _compare(run, recorded[name], {port for core, port in windows if core == name}) for name, run in runs.items()}
+        different = {}
+        for (name, port), digest in digests.items():
+            runs[name].words_compared += hashes[name].words[port]
+            if (window := digest.first_difference(hashes[name].digests(port, runs[name].cycles(port)))) is not None:
+                different[name, port] = (window * WINDOW, (window + 1) * WINDOW)
+        if different:
+            self._again(jobs, runs, play, different, found)
         for name, run in runs.items():
             ports = recorded[name]
             run.seconds = seconds
             run.tokens = [int(word) for word in ports["token"].payloads[:, 0]]
             run.measured = [int(cycle) - 1 - start for cycle, start in zip(ports["finished"].cycles, run.starts, strict=False)]
-            _compare(run, ports)
+            run.mismatch = min(found[name])[1] if found[name] else None
         return runs
 
-    def _expect(self, name: str, job: Job) -> CoreRun:
+    def _expect(self, name: str, job: Job, record: bool | Sink) -> CoreRun:
         """Golden values and predicted cycles of a job."""
         spec = self.specs[name]
         golden, timing = Executor(spec, job.program), CoreTiming(spec, job.program, detail=True)
         run = CoreRun()
         for turn in job.turns:
-            prompt = list(turn.prompt)
-            if turn.verify:
-                mine = [golden.verify(prompt, turn.start, record=True)]
-            else:
-                mine = list(golden.generate(prompt, turn.count, start=turn.start, stop=turn.stop, record=True))
+            mine = list(turn.golden(golden, record))
             # Writes come one per clock once the turn before has ended; the start pulse follows the last.
             run.starts.append((run.ends[-1] if run.ends else -1) + len(turn.writes()) + 1)
             if turn.verify:
-                run.times += timing.verify(len(prompt), start=turn.start, at=run.starts[-1])
+                run.times += timing.verify(len(turn.prompt), start=turn.start, at=run.starts[-1])
             else:
-                run.times += timing.run(len(prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
+                run.times += timing.run(len(turn.prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
             run.ends.append(timing.now)
             run.passes += mine
         return run
 
-    def _play(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], folder: Path, faults: Sequence[Fault]) -> dict[str, dict[str, Recording]]:
+    def _prepare(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], faults: Sequence[Fault]) -> Play:
         writes = {name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()}
-        files: dict[str, str | bytes | Path] = {}
+        files: dict[str, str | bytes | Path] = {f"{next(iter(jobs))}.token.live": b""}
         for name, job in jobs.items():
             program = job.memory or job.program
             if self.specs[name].config.memory:
                 files[f"{name}.memory"] = memory_file(program)
             else:
                 files[f"{name}.hex"] = hex_image(program)
+        return Play(
+            stimuli={name: {"host": Stimulus(words)} for name, words in writes.items()},
+            beats={name: {"token": len(run.chosen), "finished": len(run.ends)} for name, run in runs.items()},
+            files=files,
+            faults=faults,
+            max_cycles=max(run.ends[-1] for run in runs.values()) + MARGIN,
+        )
+
+    def _play(
+        self, play: Play, windows: Mapping[tuple[str, str], tuple[int, int]], folder: Path, on_cycle: Callable[[int, float], None] | None
+    ) -> tuple[dict[str, dict[str, Recording]], dict[tuple[str, str], Digests]]:
         try:
-            return self._bench.run(
-                stimuli={name: {"host": Stimulus(words)} for name, words in writes.items()},
-                beats={name: {"token": len(run.chosen), "finished": len(run.ends)} for name, run in runs.items()},
-                files=files | {f"{next(iter(jobs))}.token.live": b""},
-                faults=faults,
-                max_cycles=max(run.ends[-1] for run in runs.values()) + MARGIN,
-                keep=folder,
-            )
+            return self._bench.hashed(play, windows, keep=folder, on_cycle=on_cycle)
         except MismatchError as error:  # too few tokens: the comparison says where that began
-            recordings: dict[str, dict[str, Recording]] = error.recordings  # type: ignore[attr-defined]
-            return recordings
+            return error.recordings, error.digests  # type: ignore[attr-defined]
+
+    def _again(
+        self,
+        jobs: Mapping[str, Job],
+        runs: Mapping[str, CoreRun],
+        play: Play,
+        different: Mapping[tuple[str, str], tuple[int, int]],
+        found: Mapping[str, list[tuple[int, str]]],
+    ) -> None:
+        """Runs golden model and RTL again for the windows that differ, and adds to what was found (cycle, words) the first difference in each."""
+        end = max(int(runs[name].cycles(port)[:last][-1]) for (name, port), (_, last) in different.items())
+        with tempfile.TemporaryDirectory(prefix="lutra-core-") as scratch:
+            recorded, _ = self._play(replace(play, max_cycles=min(play.max_cycles, end + MARGIN)), different, Path(scratch), None)
+        for name, run in runs.items():
+            ranges = {port: limits for (core, port), limits in different.items() if core == name}
+            excerpts, golden = Excerpts(ranges), Executor(self.specs[name], jobs[name].program)
+            for turn in jobs[name].turns if ranges else ():
+                for _ in turn.golden(golden, excerpts):
+                    excerpts.end_pass()
+            for port, (first, last) in ranges.items():
+                words, cycles, recording = excerpts.words(port), run.cycles(port), recorded[name][port]
+                run.words_mismatched += max(_different(words, recording), 1)
+                try:
+                    compare(port, words, cycles[first:last], recording, first=first)
+                    begin = int(cycles[min(first, len(cycles) - 1)])
+                    found[name].append((begin, f"{port}[{first}]: the window from here on differs, but not when run again"))
+                except MismatchError as error:
+                    origin = excerpts.origin(port, first if error.beat is None else error.beat)
+                    found[name].append((error.cycle or 0, str(error) + (_place(run, *origin) if origin else "")))
 
 
-def _compare(run: CoreRun, recorded: Mapping[str, Recording]) -> None:
-    """Holds recordings against golden words and predicted cycles; fills the counts and the first difference of ``run``."""
+def _compare(run: CoreRun, recorded: Mapping[str, Recording], apart: Collection[str]) -> list[tuple[int, str]]:
+    """Holds recordings, but for those of boundaries ``apart``, against golden words and predicted cycles; fills the counts of ``run`` and gives the first
+    difference of each: cycle, in words."""
     wanted: dict[str, tuple[Any, Any]] = {"finished": (None, np.array(run.ends) + 1)}
-    names = list(dict.fromkeys(name for times in run.times for name in times.streams))
+    names = dict.fromkeys(name for times in run.times for name in times.streams if name not in apart)
     for name in names:
         words = [part for done in run.passes for part in done.streams.get(name, [])]
-        cycles = np.concatenate([times.streams[name] for times in run.times if name in times.streams])
-        wanted[name] = (run.chosen if name == "token" else np.concatenate(words) if words else None, cycles)
-    first: tuple[int, str] | None = None
+        wanted[name] = (run.chosen if name == "token" else np.concatenate(words) if words else None, run.cycles(name))
+    found = []
     for name, (words, cycles) in wanted.items():
         recording = recorded[name]
         if words is not None:
@@ -258,9 +314,12 @@ def _compare(run: CoreRun, recorded: Mapping[str, Recording]) -> None:
         try:
             compare(name, words, cycles, recording)
         except MismatchError as error:
-            if first is None or (error.cycle or 0) < first[0]:
-                first = error.cycle or 0, str(error) + _origin(run, name, error.beat)
-    run.mismatch = first[1] if first else None
+            found.append((error.cycle or 0, str(error) + _origin(run, name, error.beat)))
+    return found
+
+
+def _place(run: CoreRun, label: str, index: int, number: int) -> str:
+    return f"; {label.removeprefix('load ')}[{index}] in pass {number} (position {run.passes[number].position})"
 
 
 def _origin(run: CoreRun, name: str, beat: int) -> str:
@@ -268,7 +327,7 @@ def _origin(run: CoreRun, name: str, beat: int) -> str:
     for number, done in enumerate(run.passes):
         for words, label in zip(done.streams.get(name, []), done.sources.get(name, []), strict=True):
             if beat < len(words):
-                return f"; {label.removeprefix('load ')}[{beat}] in pass {number} (position {done.position})"
+                return _place(run, label, beat, number)
             beat -= len(words)
     return ""
 

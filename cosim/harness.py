@@ -22,7 +22,7 @@ Every design runs from reset in each run and streams are as in docs/architecture
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from lutra.cosim import probes, simulator
 from lutra.cosim.recordings import Port, Recording, Stimulus, compare, read_recording, to_words, write_ready, write_stimulus
 from lutra.cosim.windows import WINDOW, Digests, Golden, digests_of, read_digests, window_setting
 from lutra.hls_models.errors import MismatchError
+from lutra.rtl import verilog_text
 from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules
 
-__all__ = ["Bench", "Fault", "Golden", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
+__all__ = ["Bench", "Fault", "Golden", "Play", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
 
 DRAM = Path(__file__).parent / "dram"
 """Folder of the DRAM model's cells, a module that only simulations have."""
@@ -73,11 +74,11 @@ class Play:
 
     stimuli: Mapping[str, Mapping[str, Stimulus]]
     max_cycles: int
-    ready: Mapping[str, Mapping[str, ArrayLike]]
-    beats: Mapping[str, Mapping[str, int]]
-    faults: Sequence[Fault]
-    files: Mapping[str, str | bytes | Path]
-    drain: int
+    ready: Mapping[str, Mapping[str, ArrayLike]] = field(default_factory=dict)
+    beats: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
+    files: Mapping[str, str | bytes | Path] = field(default_factory=dict)
+    drain: int = 16
 
 
 def _spare(component: Any) -> None:
@@ -98,11 +99,13 @@ class Bench:
         For messages.
     description
         All that determines the designs besides this package's sources, as JSON: with it, designs that were elaborated once are not elaborated again.
+    plain
+        Without cocotb (``lutra.cosim.bulk``): compiled longer, faster for runs of millions of cycles; the same files and recordings, no waves.
     """
 
-    def __init__(self, name: str, *, description: object = None) -> None:
+    def __init__(self, name: str, *, description: object = None, plain: bool = False) -> None:
         self.name = name
-        self._description = description
+        self._description, self._plain = description, plain
         self._duts: dict[str, _Dut] = {}
         self._recorded: dict[str, dict[str, Port]] = {}
         self._built: simulator.Build | None = None
@@ -151,7 +154,7 @@ class Bench:
         rtlil, taps = probes.name_taps(emit_rtlil(top, "bench", ports=ports), "bench")
         return {"rtlil": share_modules(rtlil), "taps": json.dumps(taps)}
 
-    def build(self, *, optimization: str = simulator.OPTIMIZATION, waves: bool = False) -> simulator.Build:
+    def build(self, *, optimization: str | None = None, waves: bool = False) -> simulator.Build:
         """Verilates all designs together, or takes the result of an equal build from the cache. Long runs are worth ``optimization="-O2"``."""
         if self._description is None:
             texts = self._texts()
@@ -168,7 +171,8 @@ class Bench:
                 self._recorded[group][tap] = Port(f"{group}.{tap}", width, is_input=False, has_ready=False)
         self._waves = waves
         models = library_text(rtlil, DRAM)
-        self._built = simulator.build(rtlil + library_text(rtlil) + models, lambda: from_rtlil(rtlil) + models, optimization=optimization, waves=waves)
+        key = rtlil + library_text(rtlil) + models + Path(verilog_text.__file__).read_text()
+        self._built = simulator.build(key, lambda: from_rtlil(rtlil) + models, optimization=optimization, waves=waves, plain=self._plain)
         return self._built
 
     def run(
@@ -205,7 +209,7 @@ class Bench:
         MismatchError
             After ``max_cycles`` some ports are short of beats: each is named with both counts. The recordings are in its ``recordings``.
         """
-        recordings, _ = self._simulate(Play(stimuli, max_cycles, ready or {}, beats or {}, faults, files or {}, drain), keep=keep)
+        recordings, _ = self.hashed(Play(stimuli, max_cycles, ready or {}, beats or {}, faults, files or {}, drain), {}, keep=keep)
         return recordings
 
     def verify(
@@ -229,33 +233,53 @@ class Bench:
         self._check_names((dut, port) for dut, ports in golden.items() for port in ports)
         play = Play(stimuli, max_cycles, ready or {}, beats or {}, faults, files or {}, drain)
         names = {(dut, port): port_golden for dut, ports in golden.items() for port, port_golden in ports.items()}
-        _, digests = self._simulate(play, windows=dict.fromkeys(names, window_setting()))
+        _, digests = self.hashed(play, dict.fromkeys(names, (0, 0)))
         expected = {name: digests_of(port_golden) for name, port_golden in names.items()}
         different = {name: window for name in names if (window := digests[name].first_difference(expected[name])) is not None}
         if not different:
             return sum(port_golden.payloads.size for port_golden in names.values())
         ranges = {name: (window * WINDOW, (window + 1) * WINDOW) for name, window in different.items()}
-        recordings, _ = self._simulate(play, windows={name: window_setting(*limits) for name, limits in ranges.items()})
+        recordings, _ = self.hashed(play, ranges)
         for (dut, port), (first, last) in ranges.items():
             wanted = names[dut, port]
             compare(f"{dut}.{port}", wanted.payloads[first:last], np.asarray(wanted.cycles)[first:last], recordings[dut][port], first=first)
         raise MismatchError(f"{self.name}: windows of {', '.join(map('.'.join, ranges))} differ, but not when run again")
 
-    def _simulate(
-        self, play: Play, *, windows: Mapping[tuple[str, str], bytes] | None = None, keep: Path | None = None
+    def hashed(
+        self,
+        play: Play,
+        windows: Mapping[tuple[str, str], tuple[int, int]],
+        *,
+        keep: Path | None = None,
+        on_cycle: Callable[[int, float], None] | None = None,
     ) -> tuple[dict[str, dict[str, Recording]], dict[tuple[str, str], Digests]]:
+        """As ``run``; of the designs and ports or boundaries in ``windows`` windows of beats are hashed, and only beats first <= i < last are recorded.
+
+        Parameters
+        ----------
+        windows
+            (first, last) by (design, port).
+        on_cycle
+            Hears of the progress of a plain bench: cycles, seconds.
+
+        Raises
+        ------
+        MismatchError
+            As ``run``; ``digests`` is there beside ``recordings``.
+        """
         built = self._built or self.build()
         for given in (play.stimuli, play.ready, play.beats):
             self._check_names(((dut, port) for dut, ports in given.items() for port in ports), taps=False)
-        self._check_names((fault.dut, fault.port) for fault in play.faults)
+        self._check_names([*((fault.dut, fault.port) for fault in play.faults), *windows])
         folder = keep or Path(tempfile.mkdtemp(prefix="lutra-run-"))
         folder.mkdir(parents=True, exist_ok=True)
         try:
             expected = self._write(folder, play)
-            for (dut, port), setting in (windows or {}).items():
-                (folder / f"{dut}.{port}.window").write_bytes(setting)
-            simulator.run(built, folder, plusargs=[f"+max_cycles={play.max_cycles}", f"+drain={play.drain}"], waves=self._waves)
-            digests = {(dut, port): read_digests(folder / f"{dut}.{port}.digests") for dut, port in windows or {}}
+            for (dut, port), limits in windows.items():
+                (folder / f"{dut}.{port}.window").write_bytes(window_setting(*limits))
+            plusargs = [f"+max_cycles={play.max_cycles}", f"+drain={play.drain}"]
+            simulator.run(built, folder, plusargs=plusargs, waves=self._waves, on_cycle=on_cycle)
+            digests = {(dut, port): read_digests(folder / f"{dut}.{port}.digests") for dut, port in windows}
             recordings = {
                 dut: {port: read_recording(folder / f"{about.name}.out", about.width) for port, about in ports.items()} for dut, ports in self._recorded.items()
             }
@@ -267,7 +291,7 @@ class Bench:
         short = [f"{name} {counts[name]} of {wanted}" for name, wanted in expected.items() if counts[name] < wanted]
         if short:
             error = MismatchError(f"{self.name}: after {play.max_cycles} cycles ports are short of beats: {', '.join(short)}")
-            error.recordings = recordings  # type: ignore[attr-defined]
+            error.recordings, error.digests = recordings, digests  # type: ignore[attr-defined]
             raise error
         return recordings, digests
 

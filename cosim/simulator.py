@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verilator under cocotb: tool lookup, builds cached by content, runs.
+"""Verilator under cocotb, or plain (``lutra.cosim.bulk``): tool lookup, builds cached by content, runs.
 
 A build's key is the hash of its RTL text, the flags and the identity of every tool. The product is published by one rename, so that racing
 processes cannot see half of it; a product whose checksum differs counts as a miss. The log is kept beside the product.
@@ -24,6 +24,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from lutra.cosim import bulk
 from lutra.hls_models.errors import ToolError
 
 __all__ = ["Build", "build", "cache_root", "kept_texts", "run", "tools"]
@@ -77,11 +78,13 @@ def _identity(compiler: str) -> dict[str, str]:
 
 
 class Build:
-    """A compiled simulation: ``folder`` holds the program, its log and its manifest; ``hit`` tells whether it came from the cache."""
+    """A compiled simulation: ``folder`` holds the program, its log and its manifest; ``hit`` tells whether it came from the cache, ``plain`` that no cocotb
+    is in it."""
 
-    def __init__(self, folder: Path, *, hit: bool) -> None:
+    def __init__(self, folder: Path, *, hit: bool, plain: bool = False) -> None:
         self.folder = folder
         self.hit = hit
+        self.plain = plain
 
 
 def _digest(path: Path) -> str:
@@ -120,13 +123,50 @@ def _publish(work: Path, folder: Path) -> None:
 
 def _own_sources(text: str) -> list[Path]:
     """The package's own files for a design. A module with C++ of the same name beside it is there only where the text instantiates it."""
-    paths = sorted(VERILOG.iterdir())
+    paths = sorted(path for path in VERILOG.iterdir() if path != bulk.MAIN)
     apart = {path.stem for path in paths if path.suffix == ".cpp"}
     return [path for path in paths if path.stem not in apart or re.search(rf"\b{path.stem}\b", text)]
 
 
-def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimization: str, waves: bool) -> None:
+def _environment(root: Path, optimization: str) -> dict[str, str]:
+    """What differs from this process's environment while Verilator and make run."""
+    # Not appended: a make that runs us would share its job server and variables with this one.
+    variables = {**MAKE_VARIABLES, "OPT_FAST": optimization, "PYTHON3": Path(sys.executable).name}
+    return {
+        "VERILATOR_ROOT": str(root),
+        "MAKEFLAGS": " ".join(f"{name}={value}" for name, value in variables.items()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimization: str, waves: bool, plain: bool) -> None:
     """Compiles in ``work``; Verilator's own run-time objects, equal in all builds and half of a small one's time, are taken from ``runtime``."""
+    text, log, objects = work / "bench.v", work / "build.log", work / "objects"
+    text.write_text(verilog)
+    sources = [*_own_sources(verilog), text]
+    kept = sorted(runtime.glob("*.o")) if _intact(runtime) else []
+    environment = _environment(root, optimization.replace(" ", "\\ "))
+    try:
+        if plain:
+            outer = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"}
+            bulk.compile_bench(root / "bin" / "verilator", TOP, sources, FLAGS, objects, environment=outer | environment, kept=kept, log=log)
+        else:
+            _compile_under_cocotb(root, sources, objects, environment=environment, kept=kept, log=log, waves=waves)
+    except (RuntimeError, OSError, SystemExit) as error:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+        whole = Path(tempfile.mkdtemp(prefix="lutra-failed-")) / "build.log"
+        if log.exists():
+            shutil.copy(log, whole)
+        raise ToolError(f"Verilator could not build the bench ({error}); whole log: {whole}\n{tail}") from error
+    (objects / TOP).rename(work / TOP)
+    if not _intact(runtime):
+        _keep_runtime(objects, runtime)
+    shutil.rmtree(objects)
+
+
+def _compile_under_cocotb(
+    root: Path, sources: Sequence[Path], objects: Path, *, environment: Mapping[str, str], kept: Sequence[Path], log: Path, waves: bool
+) -> None:
     from cocotb_tools.runner import Verilator
 
     class Runner(Verilator):
@@ -137,43 +177,23 @@ def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimizatio
 
         def _set_env_build(self) -> None:
             super()._set_env_build()
-            self.env["VERILATOR_ROOT"] = str(root)
-            # Not appended: a make that runs us would share its job server and variables with this one.
-            variables = {**MAKE_VARIABLES, "OPT_FAST": optimization, "PYTHON3": Path(sys.executable).name}
-            self.env["MAKEFLAGS"] = " ".join(f"{name}={value}" for name, value in variables.items())
-            self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
+            self.env.update(environment)
             self.env.pop("MAKELEVEL", None)
 
         def _build_command(self) -> list[list[str]]:
             verilate, make = super()._build_command()
-            objects = [str(path) for path in sorted(runtime.glob("*.o"))] if _intact(runtime) else []
             # Between the two: as they are younger than the makefile, make leaves them alone.
-            return [verilate, *([["cp", *objects, str(self.build_dir)]] if objects else []), make]
+            return [verilate, *([["cp", *map(str, kept), str(self.build_dir)]] if kept else []), make]
 
-    own = _own_sources(verilog)
-    text = work / "bench.v"
-    text.write_text(verilog)
-    log = work / "build.log"
-    try:
-        Runner().build(
-            sources=[*(path for path in own if path.suffix == ".v"), text],
-            hdl_toplevel=TOP,
-            build_args=[*FLAGS, *(str(path) for path in own if path.suffix != ".v")],
-            build_dir=work / "objects",
-            waves=waves,
-            log_file=log,
-            timescale=("1ns", "1ns"),
-        )
-    except (RuntimeError, OSError, SystemExit) as error:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
-        kept = Path(tempfile.mkdtemp(prefix="lutra-failed-")) / "build.log"
-        if log.exists():
-            shutil.copy(log, kept)
-        raise ToolError(f"Verilator could not build the bench ({error}); whole log: {kept}\n{tail}") from error
-    (work / "objects" / TOP).rename(work / TOP)
-    if not _intact(runtime):
-        _keep_runtime(work / "objects", runtime)
-    shutil.rmtree(work / "objects")
+    Runner().build(
+        sources=[path for path in sources if path.suffix == ".v"],
+        hdl_toplevel=TOP,
+        build_args=[*FLAGS, *(str(path) for path in sources if path.suffix != ".v")],
+        build_dir=objects,
+        waves=waves,
+        log_file=log,
+        timescale=("1ns", "1ns"),
+    )
 
 
 def _keep_runtime(objects: Path, runtime: Path) -> None:
@@ -249,7 +269,7 @@ def kept_texts(description: object, make: Callable[[], dict[str, str]]) -> dict[
     return texts
 
 
-def build(key_text: str, verilog: Callable[[], str], *, optimization: str = OPTIMIZATION, waves: bool = False) -> Build:
+def build(key_text: str, verilog: Callable[[], str], *, optimization: str | None = None, waves: bool = False, plain: bool = False) -> Build:
     """The compiled simulation of a bench module, from the cache where it is there.
 
     Parameters
@@ -259,43 +279,60 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str = OPTI
     verilog
         Makes the Verilog text of module ``bench``; called on a miss only.
     optimization
-        Of the C++ compiler. A head of 66,000 lines of Verilog: -O0 18 s and 14,000 cycles/s, -O1 30 s and 80,000.
+        Of the C++ compiler; by default that of the driver. A head of 66,000 lines of Verilog: -O0 18 s and 14,000 cycles/s, -O1 30 s and 80,000.
     waves
-        With the means to write ``dump.vcd``.
+        With the means to write ``dump.vcd``; under cocotb only.
+    plain
+        Without cocotb, under ``lutra_main.cpp``.
     """
+    if plain and waves:
+        raise ValueError("waves are written under cocotb only")
     root, identity = tools()
-    own = [path.read_text() for path in _own_sources(key_text)]
+    optimization = optimization or (bulk.OPTIMIZATION if plain else OPTIMIZATION)
+    own = [path.read_text() for path in (*_own_sources(key_text), *([bulk.MAIN] if plain else []))]
     # Verilator's own objects do not depend on the optimisation.
-    settings = {"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves}
+    settings = {"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves, "plain": plain}
     key = _key(settings, optimization, own, key_text)
     folder = cache_root() / key
     if _intact(folder):
-        return Build(folder, hit=True)
+        return Build(folder, hit=True, plain=plain)
     with _alone(key):
         if _intact(folder):
-            return Build(folder, hit=True)
+            return Build(folder, hit=True, plain=plain)
         _sweep()
         work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_root()))
         try:
-            _compile(root, verilog(), work, cache_root() / f"runtime-{_key(settings)}", optimization=optimization, waves=waves)
+            _compile(root, verilog(), work, cache_root() / f"runtime-{_key(settings)}", optimization=optimization, waves=waves, plain=plain)
             _seal(work, [TOP], settings)
             _publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return Build(folder, hit=False)
+    return Build(folder, hit=False, plain=plain)
 
 
-def run(built: Build, folder: Path, *, plusargs: Sequence[str] = (), module: str = "lutra.cosim.launch", waves: bool = False) -> None:
-    """Runs a build in ``folder`` (where its streams' files lie) until its cocotb test ends.
+def run(
+    built: Build,
+    folder: Path,
+    *,
+    plusargs: Sequence[str] = (),
+    module: str = "lutra.cosim.launch",
+    waves: bool = False,
+    on_cycle: Callable[[int, float], None] | None = None,
+) -> None:
+    """Runs a build in ``folder`` (where its streams' files lie) until its cocotb test ends, or, of a plain build, until its top says stop; ``on_cycle`` then
+    hears of its progress (``bulk.play``).
 
     Raises
     ------
     ToolError
         The simulator crashed, or the cocotb test failed: the last lines of its log.
     """
+    folder = folder.resolve()  # the simulator runs there
+    if built.plain:
+        bulk.play(built.folder / TOP, folder, plusargs=plusargs, on_cycle=on_cycle)
+        return
     from cocotb_tools.runner import Verilator
 
-    folder = folder.resolve()  # the simulator runs there
     results = folder / "results.xml"
     log = folder / "run.log"
     crash = None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long runs: one hash per window of beats instead of every beat. The hash of a beat mixes its place in the window, cycle and payload, word by word
-(multiply, fold the upper half down); a window's is their sum, so that numpy takes a window at once."""
+"""Long runs: one hash per window of beats instead of every beat. The hash of a beat mixes its payload, then its place in the window and its cycle, word by
+word (multiply, fold the upper half down); a window's is their sum. So numpy takes many beats at once, and payloads before their cycles are known."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["WINDOW", "Digests", "Golden", "digests_of", "read_digests", "window_setting"]
+__all__ = ["WINDOW", "Digests", "Golden", "digests_of", "in_windows", "payload_hashes", "read_digests", "window_setting"]
 
 WINDOW = 1024
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+HALF, LOWER = np.uint64(32), np.uint64(0xFFFFFFFF)
+BLOCK = 1 << 14
+"""Beats hashed together: their columns stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,38 @@ class Digests:
         return None if self.beats == other.beats else min(self.beats, other.beats) // WINDOW
 
 
+def _mix(hashes: NDArray[np.uint64], word: NDArray[Any]) -> None:
+    hashes ^= word
+    hashes *= MULTIPLIER
+    hashes ^= hashes >> HALF
+
+
+def payload_hashes(payloads: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """The first part of the hash of beats (n, words) or, of one word, (n,): what can be kept of them until their cycles are known, eight bytes each."""
+    payloads = np.asarray(payloads, np.uint32).reshape(len(payloads), -1)
+    hashes = np.zeros(len(payloads), np.uint64)
+    for first in range(0, len(payloads), BLOCK):
+        part = hashes[first : first + BLOCK]
+        for column in np.ascontiguousarray(payloads[first : first + BLOCK].T).astype(np.uint64):
+            _mix(part, column)
+    return hashes
+
+
+def in_windows(hashes: NDArray[np.uint64], cycles: ArrayLike) -> Digests:
+    """The hashes that a recorder makes of all beats of a port, given those of their payloads; these are worked on in place."""
+    cycles = np.asarray(cycles, np.int64).view(np.uint64)
+    count = len(hashes)
+    if len(cycles) != count:
+        raise ValueError(f"golden payloads ({count}) and cycles ({len(cycles)}) must be equally many")
+    _mix(hashes, np.arange(count, dtype=np.uint64) % np.uint64(WINDOW))
+    _mix(hashes, cycles & LOWER)
+    _mix(hashes, cycles >> HALF)
+    return Digests(np.add.reduceat(hashes, np.arange(0, count, WINDOW)) if count else hashes, count)
+
+
 def digests_of(golden: Golden) -> Digests:
     """The hashes that a recorder makes of these beats."""
-    payloads = np.asarray(golden.payloads, np.uint32)
-    cycles = np.asarray(golden.cycles, np.int64).view(np.uint64)
-    count = len(cycles)
-    if len(payloads) != count:
-        raise ValueError(f"golden payloads ({len(payloads)}) and cycles ({count}) must be equally many")
-    columns: list[Any] = [cycles & np.uint64(0xFFFFFFFF), cycles >> np.uint64(32), *payloads.T]
-    hashes = np.arange(count, dtype=np.uint64) % np.uint64(WINDOW)
-    for column in columns:
-        hashes = (hashes ^ column) * MULTIPLIER
-        hashes ^= hashes >> np.uint64(32)
-    return Digests(np.add.reduceat(hashes, np.arange(0, count, WINDOW)) if count else hashes, count)
+    return in_windows(payload_hashes(golden.payloads), golden.cycles)
 
 
 def window_setting(first: int = 0, last: int = 0) -> bytes:

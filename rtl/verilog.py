@@ -15,6 +15,8 @@ from amaranth.hdl import ClockSignal, Const, Elaboratable, EnableInserter, Fragm
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib.wiring import In, Out
 
+from lutra.rtl.verilog_text import plain
+
 __all__ = ["LIBRARY", "emit", "emit_rtlil", "enabled", "from_rtlil", "library_text", "once", "share_modules"]
 
 LIBRARY = Path(__file__).parent / "verilog"
@@ -117,7 +119,7 @@ def library_text(text: str, folder: Path = LIBRARY) -> str:
 def from_rtlil(text: str) -> str:
     """Verilog of ``emit_rtlil``'s text, followed by the library modules that it instantiates."""
     # Amaranth has no public way from RTLIL to Verilog; its version is pinned.
-    return verilog._convert_rtlil_text(text, strip_internal_attrs=True) + library_text(text)
+    return plain(verilog._convert_rtlil_text(text, strip_internal_attrs=True)) + library_text(text)
 
 
 def emit(component: Any, name: str = "top", *, ports: dict[str, Any] | None = None) -> str:

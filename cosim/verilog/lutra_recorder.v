@@ -30,6 +30,13 @@ module lutra_recorder #(
 
     wire [32*WORDS+63:0] beat = {payload, cycle};
 
+    task mix(input [63:0] part);
+        begin
+            hash = (hash ^ part) * 64'h9e3779b97f4a7c15;
+            hash = hash ^ (hash >> 32);
+        end
+    endtask
+
     initial begin
         done = 0;
         count = 0;
@@ -61,11 +68,11 @@ module lutra_recorder #(
                 if (live) $fflush(file);
             end else begin
                 if (count >= window[127:64] && count < window[63:0]) $fwrite(file, "%u", beat);
-                hash = position;
-                for (word = 0; word < WORDS + 2; word = word + 1) begin
-                    hash = (hash ^ {32'd0, beat[32*word+:32]}) * 64'h9e3779b97f4a7c15;
-                    hash = hash ^ (hash >> 32);
-                end
+                hash = 0;
+                for (word = 2; word < WORDS + 2; word = word + 1) mix({32'd0, beat[32*word+:32]});
+                mix(position);
+                mix({32'd0, cycle[31:0]});
+                mix({32'd0, cycle[63:32]});
                 digest = digest + hash;
                 position = position + 1;
                 if (position == window[191:128]) begin

@@ -20,15 +20,21 @@ from lutra.hls_models.ternary.attention import ADDRESS_BITS, KvCache, attend, re
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.drafts import NgramDrafts, speculate
 from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Source, Unit, When
+from lutra.hls_models.ternary.kept import Kept
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.shared_words import SharedWords
 from lutra.hls_models.ternary.trits import RowLayout, indices_of_rows, tiles_of, unpack_matrix
 from lutra.hls_models.ternary.vector import HEADER_BITS, Parameters, Requantised, Vector, to_beats
 
-__all__ = ["Executor", "Pass", "plan_passes"]
+__all__ = ["Executor", "Pass", "Sink", "plan_passes"]
 
 Bits = NDArray[np.uint32]
+Sink = Callable[[str, str, Bits], None]
+"""Takes the payload words of an instruction's beats at a boundary, in order: (boundary, label of the instruction, (beats, words) uint32)."""
+
+KEPT_BYTES = 1 << 30
+"""Of unpacked matrices: what the layers of a large model take by the gigabyte is unpacked again in every pass."""
 
 
 @dataclass
@@ -38,7 +44,7 @@ class Pass:
     ``serial``: every token attends alone and gets a choice, in ``choices``; ``token`` and ``best`` are the last one's. ``accepted``: of a pass that
     verified drafts, the choices that belong to the text.
     ``streams``: per boundary the payload words of every beat, (beats, words) uint32 for each instruction, in order; ``sources``: the labels of these
-    instructions (both only when recorded).
+    instructions (both only when recorded, and by no other ``Sink``).
     ``scores``: fp32 patterns (tokens, vocabulary) of all tokens (only when asked for), ``activation_scale`` fp32 patterns (tokens,).
     """
 
@@ -54,6 +60,11 @@ class Pass:
     activation_scale: Bits | None = None
     streams: dict[str, list[Bits]] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
+
+    def keep(self, name: str, label: str, words: Bits) -> None:
+        """The ``Sink`` of ``streams`` and ``sources``."""
+        self.streams.setdefault(name, []).append(words)
+        self.sources.setdefault(name, []).append(label)
 
     def logits(self) -> NDArray[np.float64]:
         """(tokens, vocabulary) logits: scores times the activation scale."""
@@ -89,7 +100,9 @@ class Executor:
         self.vector = Vector(spec.vector)
         self.cache = KvCache.empty(spec.attention)
         self._shared = SharedWords(spec, self._image, self.cache) if spec.config.memory else None
-        self._matrices: dict[tuple[Any, ...], Any] = {}
+        if self._shared:
+            self._read_cache()
+        self._kept = Kept(KEPT_BYTES)
         self._run: dict[Unit, Callable[[Instruction], None]] = {
             Unit.LOADER: self._load,
             Unit.LINEAR: self._linear,
@@ -103,8 +116,16 @@ class Executor:
         assert self.program.image is not None
         return np.asarray(self.program.image).reshape(-1, self.program.beat_bytes)
 
-    def generate(self, prompt: list[int], count: int, *, start: int = 0, stop: int | None = None, record: bool = False) -> Iterator[Pass]:
-        """Prefills ``prompt`` at ``start`` and decodes ``count`` tokens greedily, one ``Pass`` after another, as the sequencer does.
+    def _read_cache(self) -> None:
+        """Keys and values that a shared memory holds from the start."""
+        layers = self.program.shape.layers
+        layout = self.spec.kv_layout.model_copy(update={"layers": layers})
+        cells = self._image[layout.base : layout.base + layout.beats]
+        if cells.any():
+            self.cache.codes[:layers], self.cache.scales[:layers] = layout.unpack(cells.reshape(-1))
+
+    def generate(self, prompt: list[int], count: int, *, start: int = 0, stop: int | None = None, record: bool | Sink = False) -> Iterator[Pass]:
+        """Prefills ``prompt`` at ``start`` and decodes ``count`` tokens greedily, one ``Pass`` after another, as the sequencer does; ``record``: as of a pass.
 
         Raises
         ------
@@ -125,7 +146,7 @@ class Executor:
             yield done
             position += 1
 
-    def verify(self, ids: list[int], position: int, *, record: bool = False) -> Pass:
+    def verify(self, ids: list[int], position: int, *, record: bool | Sink = False) -> Pass:
         """A serial pass: the choice behind each of ``ids`` at ``position``, as decoding them one by one would make it.
 
         Raises
@@ -167,10 +188,10 @@ class Executor:
         if bad:
             raise ModelError(f"prompt ids must be in 0 … {shape.vocabulary - 1}, not {bad[0]}")
 
-    def run_pass(self, ids: list[int], position: int, last: bool, *, serial: bool = False, record: bool = False, scores: bool = False) -> Pass:
-        """One pass over ``ids`` at ``position``."""
+    def run_pass(self, ids: list[int], position: int, last: bool, *, serial: bool = False, record: bool | Sink = False, scores: bool = False) -> Pass:
+        """One pass over ``ids`` at ``position``; ``record``: payload words go to this sink, or into the ``Pass``."""
         self._pass = Pass(position, len(ids), last, serial)
-        self._record, self._scores = record, scores
+        self._sink: Sink | None = (self._pass.keep if record else None) if isinstance(record, bool) else record
         self._ids = np.asarray(ids, np.int64)
         self._weights: deque[tuple[int, int]] = deque()
         self._params: deque[Bits] = deque()
@@ -188,9 +209,8 @@ class Executor:
         return self._pass
 
     def _emit(self, name: str, words: Callable[[], Bits]) -> None:
-        if self._record:
-            self._pass.streams.setdefault(name, []).append(words())
-            self._pass.sources.setdefault(name, []).append(self._label)
+        if self._sink:
+            self._sink(name, self._label, words())
 
     def _load(self, instruction: Instruction) -> None:
         config = self.spec.loader
@@ -226,26 +246,28 @@ class Executor:
         self._emit(load.target.name.lower(), lambda: pack((rows, PARAM_BITS)))
 
     def _beat_words(self, beats: NDArray[np.uint8]) -> Bits:
-        padded = np.pad(beats, ((0, 0), (0, -beats.shape[1] % 4)))
-        return np.ascontiguousarray(padded).view("<u4")
+        spare = -beats.shape[1] % 4
+        return np.ascontiguousarray(np.pad(beats, ((0, 0), (0, spare))) if spare else beats).view("<u4")
 
-    def _matrix(self, f: dict[str, int]) -> Any:
-        """Weights as float32 (K, N), exact in a float32 product, and their loads."""
+    def _matrix(self, f: dict[str, int]) -> tuple[Any, ...]:
+        """Weights as float32 (K, N), exact in a float32 product, the bytes that they are stored in, and a key for what follows from these."""
         rows = f["k_blocks"] * sum(self.layout.tile_rows(t) for t in tiles_of(f["columns"], f["tile_columns"]))
         loads, need = [], rows * self.layout.row_beats
         while need > 0:
             loads.append(self._weights.popleft())
             need -= loads[-1][1]
         key = (tuple(loads), f["columns"], f["tile_columns"])
-        if key not in self._matrices:
+
+        def unpacked() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
             stored = np.concatenate([self._image[address : address + beats] for address, beats in loads]).reshape(-1)
             weights = unpack_matrix(stored, self.layout, f["columns"], f["k_blocks"] * self.layout.block, f["tile_columns"])
-            self._matrices[key] = (np.ascontiguousarray(weights.T, np.float32), stored)
-        return self._matrices[key], key
+            return np.ascontiguousarray(weights.T, np.float32), stored
+
+        return *self._kept.get(key, unpacked), key
 
     def _linear(self, instruction: Instruction) -> None:
         f, config = instruction.fields, self.spec.config
-        (weights, stored), key = self._matrix(f)
+        weights, stored, key = self._matrix(f)
         codes = self._codes
         padded = np.zeros((len(codes), len(weights)), np.float32)
         padded[:, : codes.shape[1]] = codes
@@ -258,11 +280,12 @@ class Executor:
     def _row_words(self, f: dict[str, int], stored: NDArray[np.uint8], key: tuple[Any, ...]) -> Bits:
         """Index rows in reading order: a tile's rows once per token group."""
         groups = -(-self._pass.tokens // self.spec.config.lanes)
-        cached = ("rows", key)
-        if cached not in self._matrices:
-            indices = indices_of_rows(stored, self.layout, self.spec.config.half_tables)
-            self._matrices[cached] = pack((indices, self.spec.weights.index_bits))
-        words, out, first = self._matrices[cached], [], 0
+
+        def packed() -> tuple[Bits]:
+            return (pack((indices_of_rows(stored, self.layout, self.spec.config.half_tables), self.spec.weights.index_bits)),)
+
+        words: Any = self._kept.get(("rows", key), packed)[0]
+        out, first = [], 0
         for tile in tiles_of(f["columns"], f["tile_columns"]):
             count = f["k_blocks"] * self.layout.tile_rows(tile)
             out += [words[first : first + count]] * groups
@@ -325,7 +348,7 @@ class Executor:
         lanes, width = self.spec.config.vector_lanes, shape.group * shape.head_dim
         where = (config, layer, n, position)
         self._emit("kv_write", lambda: self.cache.rows(write_addresses(*where), with_address=True))
-        if self._record and self._shared is None:
+        if self._sink and self._shared is None:
             reads = read_addresses(*where, serial=serial)
             self._emit("kv_read", lambda: pack((reads, ADDRESS_BITS)))
             self._emit("kv_data", lambda: self.cache.rows(reads))
@@ -335,13 +358,9 @@ class Executor:
 
     def _table_scores(self, load: Load, codes: NDArray[np.int8]) -> Bits:
         """fp32 patterns (rows of ``codes``, vocabulary)."""
-        key = ("table", load.address)
-        if key not in self._matrices:
-            per_row = self.spec.loader.table_beats
-            one = load._replace(beats=per_row, tokens=load.beats // per_row, mode=LoadMode.TOKEN)
-            self._matrices[key] = self.spec.loader.embedding(one, self._image[load.address : load.address + load.beats])
-        table, scales = self._matrices[key]
-        return self.spec.head.scores(codes, table, scales)
+        per_row = self.spec.loader.table_beats
+        one = load._replace(beats=per_row, tokens=load.beats // per_row, mode=LoadMode.TOKEN)
+        return self.spec.head.scores(codes, *self.spec.loader.embedding(one, self._image[load.address : load.address + load.beats]))
 
     def _head(self, instruction: Instruction) -> None:
         done, n = self._pass, self._pass.tokens

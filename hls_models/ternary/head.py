@@ -32,6 +32,9 @@ __all__ = ["HeadConfig", "HeadInstruction", "HeadStimulus", "HeadTiming"]
 
 Cycles = NDArray[np.int64]
 
+TABLE_PART = 4096
+"""Rows of a table that are converted to float64 together."""
+
 
 def _rank(scores: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Keys that order fp32 bits like the reals: -0 and +0 alike, NaN 0. The RTL compares the same keys."""
@@ -136,8 +139,9 @@ class HeadConfig(Config):
 
     def scores(self, codes: ArrayLike, table_codes: ArrayLike, scales: ArrayLike) -> NDArray[np.uint32]:
         """fp32 bits (…, vocabulary) of int8 codes (…, hidden): f32(f32(dot) * scale); ``scales`` (vocabulary,) are fp32 bits."""
-        # Products of bytes sum exactly in float64, whatever the order, and float64 products are the fast ones.
-        dot = np.asarray(codes, np.float64) @ np.asarray(table_codes, np.float64).T
+        # Products of bytes sum exactly in float64, whatever the order, and float64 products are the fast ones; a large table goes in parts.
+        rows, table = np.asarray(codes, np.float64), np.asarray(table_codes)
+        dot = np.concatenate([rows @ table[first : first + TABLE_PART].T.astype(np.float64) for first in range(0, len(table), TABLE_PART)], axis=-1)
         return floats.mul(FP32, floats.from_float64(FP32, dot), FP32, np.asarray(scales, np.uint32), FP32)
 
     def choose(self, scores: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:

@@ -27,24 +27,29 @@ module DSP48E2 #(
             assign P = held;
         end else assign P = sum;
     end else begin
-        wire [47:0] x, z;
+        // Halves apart: in one vector of 48 bits they would be joined and parted again at every block.
+        wire [23:0] x_low, x_high, z_low, z_high;
         if (AREG) begin
-            reg [47:0] x_held, z_held;
+            reg [23:0] x_low_held, x_high_held, z_low_held, z_high_held;
             always @(posedge CLK) begin
-                x_held <= {A, B};
-                z_held <= C;
+                x_low_held <= {A[5:0], B};
+                x_high_held <= A[29:6];
+                z_low_held <= C[23:0];
+                z_high_held <= C[47:24];
             end
-            assign x = x_held;
-            assign z = z_held;
+            assign x_low = x_low_held;
+            assign x_high = x_high_held;
+            assign z_low = z_low_held;
+            assign z_high = z_high_held;
         end else begin
-            assign x = {A, B};
-            assign z = C;
+            assign {x_high, x_low} = {A, B};
+            assign {z_high, z_low} = C;
         end
-        reg [47:0] sums;
+        reg [23:0] low, high;
         always @(posedge CLK) begin
-            sums[23:0] <= ALUMODE[0] ? z[23:0] - x[23:0] : z[23:0] + x[23:0];
-            sums[47:24] <= ALUMODE[0] ? z[47:24] - x[47:24] : z[47:24] + x[47:24];
+            low <= ALUMODE[0] ? z_low - x_low : z_low + x_low;
+            high <= ALUMODE[0] ? z_high - x_high : z_high + x_high;
         end
-        assign P = sums;
+        assign P = {high, low};
     end
 endmodule
