@@ -7,10 +7,12 @@ python -m benchmarks blocks                 block RAMs of the tiny core on an EC
 python -m benchmarks pim                    PIM tokens: GPT-3 XL and its row bound, eight models, contexts, channels; writes docs/pim.md
 python -m benchmarks kv260                  full-size models on a KV260: decode, prefill, curves, TeLLMe's schedule; writes docs/kv260.md
 python -m benchmarks kv260_page             docs/kv260.md once more, from the newest stored figures
+python -m benchmarks layers                 one layer of the full-size models in the hardware's arithmetic beside float64
 python -m benchmarks pim_page               docs/pim.md and its plots once more, from the newest stored figures of `pim`
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
+python -m benchmarks import                 memory and time of compiling a made-up checkpoint of 2.4 G parameters (3 GB of temporary files)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 python -m benchmarks drafts TEXT            tokens per pass of n-gram drafts over greedy texts of the shipped model
 python -m benchmarks planes TEXT            the head in two planes: rows scored again, bytes read
@@ -32,9 +34,11 @@ from benchmarks import (
     accuracy,
     blocks,
     drafts,
+    importing,
     kv260,
     kv260_page,
     kv260_plots,
+    layers,
     minilm,
     pim,
     pim_accuracy,
@@ -63,13 +67,14 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": speed.measure,
     "blocks": blocks.count,
     "kv260": kv260.measure,
+    "layers": layers.measure,
     "pim": pim.measure,
     "pim_speed": pim_speed.measure,
     "pim_functions": pim_functions.measure,
 }
 """Benchmarks that need nothing but what is installed."""
-ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"minilm": minilm.measure}
-"""Benchmarks that download something: only when named."""
+ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"minilm": minilm.measure, "import": importing.measure}
+"""Benchmarks that download something or fill the disk: only when named."""
 ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "accuracy": accuracy.measure,
     "pim_accuracy": pim_accuracy.measure,

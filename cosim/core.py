@@ -21,7 +21,7 @@ from lutra.cosim.recordings import Recording, Stimulus, compare
 from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.core_cycles import CoreTiming
-from lutra.hls_models.ternary.core_passes import PassTimes
+from lutra.hls_models.ternary.core_units import PassTimes
 from lutra.hls_models.ternary.executor import Executor, Pass
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.registers import Register

@@ -76,7 +76,7 @@ class Play:
     ready: Mapping[str, Mapping[str, ArrayLike]]
     beats: Mapping[str, Mapping[str, int]]
     faults: Sequence[Fault]
-    files: Mapping[str, str | bytes]
+    files: Mapping[str, str | bytes | Path]
     drain: int
 
 
@@ -179,7 +179,7 @@ class Bench:
         ready: Mapping[str, Mapping[str, ArrayLike]] | None = None,
         beats: Mapping[str, Mapping[str, int]] | None = None,
         faults: Sequence[Fault] = (),
-        files: Mapping[str, str | bytes] | None = None,
+        files: Mapping[str, str | bytes | Path] | None = None,
         drain: int = 16,
         keep: Path | None = None,
     ) -> dict[str, dict[str, Recording]]:
@@ -196,7 +196,7 @@ class Bench:
         faults
             At most one per port.
         files
-            Contents of further files of the working directory, such as a HexRom's.
+            Contents of further files of the working directory, such as a HexRom's; a path: that file itself, through a link.
         keep
             Folder for all files of the run (waves as ``dump.vcd``); a temporary one otherwise.
 
@@ -217,7 +217,7 @@ class Bench:
         ready: Mapping[str, Mapping[str, ArrayLike]] | None = None,
         beats: Mapping[str, Mapping[str, int]] | None = None,
         faults: Sequence[Fault] = (),
-        files: Mapping[str, str | bytes] | None = None,
+        files: Mapping[str, str | bytes | Path] | None = None,
         drain: int = 16,
     ) -> int:
         """For runs too long to keep: as ``run``, but recorders hash windows of beats; only a window that differs from its golden one is run again and recorded.
@@ -298,5 +298,8 @@ class Bench:
             fields = ((FAULT_KINDS.index(fault.kind) + 1, 4), (fault.bit, 4), (fault.beat, 8), (fault.cycles, 8))
             (folder / f"{fault.dut}.{fault.port}.fault").write_bytes(b"".join(value.to_bytes(size, "big") for value, size in fields))
         for file_name, contents in play.files.items():
-            (folder / file_name).write_bytes(contents.encode() if isinstance(contents, str) else contents)
+            if isinstance(contents, Path):
+                (folder / file_name).symlink_to(contents.resolve())
+            else:
+                (folder / file_name).write_bytes(contents.encode() if isinstance(contents, str) else contents)
         return expected

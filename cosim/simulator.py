@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,13 @@ def _publish(work: Path, folder: Path) -> None:
     raise ToolError(f"cannot publish a build to {folder}")
 
 
+def _own_sources(text: str) -> list[Path]:
+    """The package's own files for a design. A module with C++ of the same name beside it is there only where the text instantiates it."""
+    paths = sorted(VERILOG.iterdir())
+    apart = {path.stem for path in paths if path.suffix == ".cpp"}
+    return [path for path in paths if path.stem not in apart or re.search(rf"\b{path.stem}\b", text)]
+
+
 def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimization: str, waves: bool) -> None:
     """Compiles in ``work``; Verilator's own run-time objects, equal in all builds and half of a small one's time, are taken from ``runtime``."""
     from cocotb_tools.runner import Verilator
@@ -142,14 +150,15 @@ def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimizatio
             # Between the two: as they are younger than the makefile, make leaves them alone.
             return [verilate, *([["cp", *objects, str(self.build_dir)]] if objects else []), make]
 
+    own = _own_sources(verilog)
     text = work / "bench.v"
     text.write_text(verilog)
     log = work / "build.log"
     try:
         Runner().build(
-            sources=[*sorted(VERILOG.glob("*.v")), text],
+            sources=[*(path for path in own if path.suffix == ".v"), text],
             hdl_toplevel=TOP,
-            build_args=[*FLAGS, str(VERILOG / "visible.vlt")],
+            build_args=[*FLAGS, *(str(path) for path in own if path.suffix != ".v")],
             build_dir=work / "objects",
             waves=waves,
             log_file=log,
@@ -216,7 +225,7 @@ def _sources() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for folder in ("rtl", "hls_models", "cosim"):
-        for path in sorted(path for kind in ("*.py", "*.v", "*.yaml") for path in (package / folder).rglob(kind)):
+        for path in sorted(path for kind in ("*.py", "*.v", "*.cpp", "*.yaml") for path in (package / folder).rglob(kind)):
             digest.update(f"{path.relative_to(package)} {_digest(path)}\n".encode())
     return digest.hexdigest()
 
@@ -255,7 +264,7 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str = OPTI
         With the means to write ``dump.vcd``.
     """
     root, identity = tools()
-    own = [path.read_text() for path in sorted(VERILOG.iterdir())]
+    own = [path.read_text() for path in _own_sources(key_text)]
     # Verilator's own objects do not depend on the optimisation.
     settings = {"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves}
     key = _key(settings, optimization, own, key_text)

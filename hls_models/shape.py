@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +103,15 @@ class ModelShape(Config):
         sizes = {"input_norm": self.hidden, "attention_norm": self.query_columns if sub else 0, "post_norm": self.hidden, "ffn_norm": self.ffn if sub else 0}
         return {name: size for name, size in sizes.items() if size}
 
+    def lane_fault(self, lanes: int) -> str | None:
+        """Why ``lanes`` vector lanes cannot take the model, in a phrase; None where they can."""
+        sizes = {"hidden": self.hidden, "head_dim": self.head_dim, "ffn": self.ffn}
+        for name, columns in sizes.items():
+            if columns % lanes:
+                legal = [n for n in (2, 4, 8, 16) if math.gcd(*sizes.values()) % n == 0]
+                return f"vector_lanes must divide the model's {name} = {columns}, not {lanes}; nearest: {max(legal, default=2)}"
+        return None
+
     @property
     def ternary_weights(self) -> int:
         return self.layers * sum(m.outputs * m.inputs for m in self.linears())
@@ -116,6 +126,11 @@ class ModelShape(Config):
     def from_yaml(cls, path: Path) -> ModelShape:
         """A shape file of lutra's own (field names of this class)."""
         return _validated(cls, yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> ModelShape:
+        """Shape of field values; ``names``: what the fields are called in ``where``, for messages. ModelError lists all that is wrong."""
+        return _validated(cls, values, where, names)
 
     @classmethod
     def from_config(cls, path: Path) -> ModelShape:
@@ -204,6 +219,8 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
             value = quantisation.get(field)
             if value not in legal:
                 problems.append(f"quantization_config.{field} must be {' or '.join(str(x) for x in legal if x)}, not {value!r}")
+        if quantisation.get("use_rms_norm"):
+            problems.append(f"quantization_config.use_rms_norm must be false (no norm inside the linear layers), not {quantisation['use_rms_norm']!r}")
     return problems
 
 
@@ -214,5 +231,5 @@ def _validated(cls: type[ModelShape], values: Any, where: str, names: Mapping[st
         phrases = []
         for item in error.errors():
             place = ".".join((names or {}).get(str(part), str(part)) for part in item["loc"])
-            phrases.append(f"{place}: {item['msg']}, not {item['input']!r}" if place else item["msg"].removeprefix("Value error, "))
+            phrases.append(f"{place}: {item['msg']}, not {repr(item['input'])[:80]}" if place else item["msg"].removeprefix("Value error, "))
         raise ModelError(f"{where}: {'; '.join(phrases)}") from None

@@ -84,17 +84,17 @@ def compile_model(model: str | Path, config: str | Path | AnyConfig = DEFAULT_CO
     sizes = any_config(config)
     if isinstance(sizes, PimConfig):
         return pim_run.compile_model(model, sizes, out)
-    with step("reading the model"):
-        source, opened = open_named(model, sizes)
-    spec = _spec(sizes, shape_of(opened))
+    spec = _spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1]))
     taken = check_fit(spec)
     if taken and taken[1]:
         raise ConfigError(f"{taken[1]}; without device: in the configuration it compiles for any")
     target = Path(out) if out else Path("runs") / re.sub(r"[^\w.-]+", "_", f"{spec.shape.name}-{sizes.name}")
     with create_run(target, command="compile", config=sizes) as draft:
-        draft.inputs["model"] = facts(source, spec.shape)
-        with step("compiling the program"):
-            engine.compile_program(opened, sizes).save(draft.path / PROGRAM)
+        with step("reading the model", megabytes=True) as update:
+            source, opened = open_named(model, sizes, update=update)
+            draft.inputs["model"] = facts(source, spec.shape)
+        with step("compiling the program", megabytes=True) as update:
+            engine.compile_program(opened, sizes, draft.path / PROGRAM, update)
         with step("writing Verilog"):
             (draft.path / VERILOG).write_text(engine.verilog(spec, "core"), encoding="utf-8")
         if source is not None:
@@ -241,7 +241,8 @@ def evaluate(
     if logits is not None and (Path(logits).is_dir() or not Path(logits).absolute().parent.is_dir()):
         raise LutraError(f"{logits}: cannot be written: must be a file in a folder that exists")
     sizes = any_config(config)
-    source, opened = open_named(model, sizes, weights=True)
+    with step("reading the model", megabytes=True) as update:
+        source, opened = open_named(model, sizes, weights=True, update=update)
     shape = shape_of(opened)
     tokens = read_ids(Path(ids)) if ids is not None else np.asarray(tokenizer(source or Path(model), shape.vocabulary).encode(read_text(Path(str(text)))))
     if len(tokens) < 2:

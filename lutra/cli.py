@@ -25,7 +25,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
 Config = Annotated[str, typer.Option("--config", "-c", metavar="C", help="A preset's name or a YAML file.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="Run folder; an earlier run there is replaced.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a config.json (shapes only), or a shipped model's or shape's name.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a .gguf file, a config.json (shapes only), or a shipped name.")]
 Seed = Annotated[int, typer.Option(help="Kept in manifest and report; greedy decoding draws nothing at random.", min=0)]
 Prompt = Annotated[str | None, typer.Option(help="Text to start from.", show_default="a line of Shakespeare")]
 

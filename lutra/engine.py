@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lutra.figures import Timing
     from lutra.hls_models.ternary.config import CoreConfig
     from lutra.hls_models.ternary.core import CoreSpec
-    from lutra.hls_models.ternary.core_passes import PassTimes
+    from lutra.hls_models.ternary.core_units import PassTimes
     from lutra.hls_models.ternary.program import Program
 
 __all__ = ["BLOCKS", "Simulated", "check_simulator", "compile_program", "forward", "simulate", "timing", "verilog"]
@@ -47,11 +47,20 @@ class Simulated:
     mismatch: str | None = None
 
 
-def compile_program(model: Any, config: CoreConfig) -> Program:
-    """The program of a ``TernaryModel``, or, without a memory image, of a ``ModelShape``."""
+def compile_program(model: Any, config: CoreConfig, folder: Path | None = None, update: Callable[[int, int], None] | None = None) -> Program:
+    """The program of a ``TernaryModel``, or, without a memory image, of a ``ModelShape``.
+
+    With ``folder`` it is saved there, the image matrix by matrix as it is made; ``update`` is called with the bytes made so far, and all.
+    """
+    from lutra.hls_models.ternary.program import IMAGE
     from lutra.mapping.lower import compile_model
 
-    return compile_model(model, config)
+    if folder is None:
+        return compile_model(model, config)
+    folder.mkdir(parents=True)
+    program = compile_model(model, config, image=folder / IMAGE, update=update)
+    program.save(folder)
+    return program
 
 
 def verilog(spec: CoreSpec, block: str) -> str:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What commands read: configurations, models, tokenizers, texts; each mistake is one line."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from lutra.hls_models.load import load_config, nearest
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.timing import load_timing
 from lutra.hls_models.ternary.config import CoreConfig
+from lutra.progress import Update
 from lutra.runs import file_hash
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
@@ -82,8 +85,13 @@ def core_config(config: str | Path | CoreConfig, command: str) -> CoreConfig:
     return sizes
 
 
-def open_named(model: str | Path, config: AnyConfig, *, weights: bool = False, shape_only: bool = False) -> tuple[Path | None, Any]:
-    """(folder of the checkpoint or None, model or shape) that a MODEL names, of the configuration's target; ``shape_only`` reads no weights."""
+def open_named(
+    model: str | Path, config: AnyConfig, *, weights: bool = False, shape_only: bool = False, update: Update | None = None
+) -> tuple[Path | None, Any]:
+    """(folder or GGUF file of the checkpoint or None, model or shape) that a MODEL names, of the configuration's target; ``shape_only`` reads no weights.
+
+    ``update`` is called with the bytes looked at so far, and all.
+    """
     from lutra.hls_models.shape import ModelShape
     from lutra.mapping.catalogue import HERE, config_shape, model_names, open_model, shape_names
     from lutra.mapping.pim.shape import GptShape
@@ -93,15 +101,19 @@ def open_named(model: str | Path, config: AnyConfig, *, weights: bool = False, s
         near = nearest(Path(word).name, shipped)
         hint = f"; nearest name: {near}" if near else ""
         raise ModelError(f"model {word}: no such folder or file, and nothing of that name ships{hint} (shipped: {', '.join(shipped)})")
-    folder = HERE / "models" / word if word in model_names() else Path(word) if Path(word).is_dir() and word not in shipped else None
-    opened = config_shape(folder / "config.json") if shape_only and folder is not None else open_model(word)
+    given = Path(word) if word not in shipped and (Path(word).is_dir() or (Path(word).is_file() and Path(word).suffix == ".gguf")) else None
+    source = HERE / "models" / word if word in model_names() else given
+    if shape_only and source is not None:
+        opened: Any = config_shape(source if source.is_file() else source / "config.json")
+    else:
+        opened = open_model(word, update)
     gpt, pim = isinstance(shape_of(opened), GptShape), isinstance(config, PimConfig)
     if gpt != pim:
         runs, preset = ("GPT models", "pim-gpt") if gpt else ("BitNet models", "tiny")
         raise ConfigError(f"config {config.name}: target {config.target} does not run {shape_of(opened).name}; {runs} need a preset such as {preset}")
     if weights and isinstance(opened, ModelShape | GptShape):
-        raise ModelError(f"{word}: only a shape, and this needs weights; give a folder with config.json and model.safetensors")
-    return folder, opened
+        raise ModelError(f"{word}: only a shape, and this needs weights; give a folder with config.json and model.safetensors, or a .gguf file")
+    return source, opened
 
 
 def shape_of(opened: Any) -> Any:
@@ -110,24 +122,34 @@ def shape_of(opened: Any) -> Any:
 
 
 def facts(source: Path | None, shape: Any) -> dict[str, Any]:
-    """A model for the manifest: name, shape, and the hash of its weights."""
-    weights = source / "model.safetensors" if source else None
-    return {"name": shape.name, "shape": shape.model_dump(mode="json"), **({"sha256": file_hash(weights)} if weights and weights.is_file() else {})}
+    """A model for the manifest: name, shape, and the hash of its weights (of several files: of their hashes, in the order of their names)."""
+    from lutra.mapping.safetensors_file import weight_files
+
+    hashes = [file_hash(file) for file in ([source] if source.is_file() else weight_files(source))] if source else []
+    found = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {"name": shape.name, "shape": shape.model_dump(mode="json"), **({"sha256": found} if hashes else {})}
 
 
 def keep_tokenizer(source: Path, target: Path) -> None:
-    """Copies what text needs into the run, so that the run stands alone."""
+    """Copies what text needs into the run, so that the run stands alone; of a GGUF file what stands beside it, and the token that ends a text."""
+    folder, stop = source, None
+    if source.is_file():
+        from lutra.mapping.gguf_importer import stop_token
+
+        folder, stop = source.parent, stop_token(source)
     for name in ("tokenizer.json", "config.json", "generation_config.json"):
-        if (source / name).is_file():
+        if (folder / name).is_file():
             target.mkdir(exist_ok=True)
-            (target / name).write_bytes((source / name).read_bytes())
+            (target / name).write_bytes((folder / name).read_bytes())
+    if stop is not None and target.is_dir():
+        (target / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}) + "\n", encoding="utf-8")
 
 
-def tokenizer(folder: Path, vocabulary: int) -> "Tokenizer":
-    """Of a model's or a run's folder."""
+def tokenizer(source: Path, vocabulary: int) -> "Tokenizer":
+    """Of a model's or a run's folder, or of the folder of a GGUF file."""
     from lutra.mapping.tokenizer import Tokenizer
 
-    return Tokenizer.load(folder, vocabulary)
+    return Tokenizer.load(source.parent if source.is_file() else source, vocabulary)
 
 
 def check_length(context: int, prompt: int, tokens: int) -> None:

@@ -26,8 +26,8 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def step(title: str) -> Iterator[Update]:
-    """A line with the title, a bar and the time; the body calls what it is given as often as it likes."""
+def step(title: str, *, megabytes: bool = False) -> Iterator[Update]:
+    """A line with the title, a bar and the time; the body calls what it is given as often as it likes, with bytes if ``megabytes`` are to be shown."""
     if _quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -37,4 +37,9 @@ def step(title: str) -> Iterator[Update]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=32), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, count="")
-        yield lambda done, total: bar.update(task, completed=done, total=total or None, count=f"{done:,}/{total:,}" if total else f"{done:,}")
+
+        def update(done: int, total: int) -> None:
+            shown = [f"{value / 1e6:,.1f} MB" if megabytes else f"{value:,}" for value in ((done, total) if total else (done,))]
+            bar.update(task, completed=done, total=total or None, count=" / ".join(shown))
+
+        yield update

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from lutra.hls_models.floats import FP32, FloatFormat, from_float64
@@ -51,14 +53,15 @@ def rope_table(core: Core, format: FloatFormat, context: int, head_dim: int, the
     return np.stack([_beats(core, _three_bytes(row)) for row in pairs])
 
 
-def table(core: Core, values: Table) -> np.ndarray:
-    """uint8 (rows, bytes of a row): scale (fp32) in the first beats of V bytes, then the codes, each row padded to whole beats."""
-    codes, scales = values.known(), given(values.scales)
+def table(core: Core, values: Table) -> Iterator[np.ndarray]:
+    """uint8 (rows, bytes of a row), some rows at a time: scale (fp32) in the first beats of V bytes, then the codes, each row padded to whole beats."""
+    scales = given(values.scales).astype("<f4").view(np.uint8).reshape(-1, 4)
     first = -(-4 // core.vector_lanes) * core.vector_lanes
-    rows = np.zeros((values.rows, table_row_beats(core, values.columns) * core.beat_bytes), np.uint8)
-    rows[:, :4] = scales.astype("<f4").view(np.uint8).reshape(-1, 4)
-    rows[:, first : first + values.columns] = codes.view(np.uint8)
-    return rows
+    for row, codes in values.parts():
+        rows = np.zeros((len(codes), table_row_beats(core, values.columns) * core.beat_bytes), np.uint8)
+        rows[:, :4] = scales[row : row + len(codes)]
+        rows[:, first : first + values.columns] = codes.view(np.uint8)
+        yield rows
 
 
 def _three_bytes(bits: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ class Linear(Node):
         m = self.matrix
         _rule(self, inputs == (m.inputs,), f"{m.inputs} inputs for {inputs} columns")
         _rule(self, m.interleaved or sum(m.segments) == m.outputs, f"segments {m.segments} must add up to {m.outputs} outputs")
-        _rule(self, m.values is None or m.values.shape == (m.outputs, m.inputs), "values must have the matrix's shape")
+        _rule(self, not isinstance(m.values, np.ndarray) or m.values.shape == (m.outputs, m.inputs), "values must have the matrix's shape")
         return m.outputs
 
 

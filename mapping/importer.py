@@ -7,16 +7,18 @@ the multiplier mean|W|, "bitlinear" (the default) its reciprocal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import LinearShape, ModelShape, is_bitnet, read_config
-from lutra.mapping.model import Matrix, Table, TernaryModel, ternarise
-from lutra.mapping.safetensors_file import FLOATS, Checkpoint, Tensor
+from lutra.mapping.checks import Checks
+from lutra.mapping.model import Matrix, Table, TernaryModel
+from lutra.mapping.safetensors_file import Checkpoint
+from lutra.mapping.tensor import FLOATS, Tensor, Update
 
 __all__ = ["load", "pack_rows", "unpack_rows"]
 
@@ -34,6 +36,9 @@ NORM_NAMES = {
     "ffn_norm": ("mlp.ffn_sub_norm", "mlp.ffn_layernorm"),
 }
 
+UNUSED = re.compile(r".*rotary_emb\.inv_freq")
+"""Buffers that old checkpoints carry."""
+
 
 def pack_rows(values: np.ndarray) -> np.ndarray:
     """Trits int8 (outputs, inputs) to transformers' layout uint8 (ceil(outputs/4), inputs): byte r holds rows r, r+R, r+2R, r+3R, lowest bits first."""
@@ -46,12 +51,13 @@ def pack_rows(values: np.ndarray) -> np.ndarray:
 
 def unpack_rows(packed: np.ndarray, outputs: int) -> np.ndarray:
     """Inverse of ``pack_rows``: int8 (outputs, inputs), 2 where a code is none of the three."""
-    codes = np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)])
-    return codes[:outputs].astype(np.int8) - 1
+    codes = np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)]).view(np.int8)[:outputs]
+    codes -= 1
+    return codes
 
 
-def load(folder: Path) -> TernaryModel:
-    """The model of a folder.
+def load(folder: Path, update: Update | None = None) -> TernaryModel:
+    """The model of a folder: every value looked at, none kept but the gains; ``update`` is called with the bytes looked at so far, and all.
 
     Raises
     ------
@@ -60,116 +66,82 @@ def load(folder: Path) -> TernaryModel:
     """
     config = read_config(folder / "config.json")
     shape = ModelShape.from_mapping(config, folder / "config.json")
-    return _Importer(folder, config, shape).model()
+    return _Importer(folder, config, shape, update).model()
 
 
-class _Importer:
-    """Takes tensors by name and collects problems instead of stopping at the first."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], shape: ModelShape) -> None:
+class _Importer(Checks):
+    def __init__(self, folder: Path, config: Mapping[str, Any], shape: ModelShape, update: Update | None) -> None:
         checkpoint = Checkpoint(folder)
-        self.folder, self.shape, self.path = folder, shape, checkpoint.path
-        self.tensors = checkpoint.tensors
-        self.used: set[str] = set()
-        self.problems: list[str] = []
+        super().__init__(checkpoint.path, checkpoint.tensors, update, declaration="config.json must declare a BitNet (quantization_config or architectures)")
+        self.folder, self.shape = folder, shape
         quantisation = config.get("quantization_config") or {}
         self.reciprocal = quantisation.get("linear_class", "bitlinear") != "autobitlinear"
+        self.online = quantisation.get("quantization_mode") == "online"
         self.declared = bool(quantisation) or is_bitnet(config) or "weight_bits" in config
 
     def model(self) -> TernaryModel:
         shape = self.shape
-        embedding = self.table("model.embed_tokens.weight")
-        head = self.tied_head(embedding) if shape.tied else self.table("lm_head.weight")
+        embedding = self.table("model.embed_tokens.weight", shape.vocabulary, shape.hidden)
+        head = self.tied_head(embedding) if shape.tied else self.table("lm_head.weight", shape.vocabulary, shape.hidden)
         matrices: dict[str, Matrix] = {}
         gains: dict[str, np.ndarray] = {}
-        for layer in range(shape.layers):
+        for layer in self.layers("model.layers", shape.layers, "num_hidden_layers in config.json"):
             for linear in shape.linears():
                 matrices[f"layers.{layer}.{linear.name}"] = self.matrix(f"model.layers.{layer}.{PLACES[linear.name]}", linear)
             for name, size in shape.norms().items():
                 gains[f"layers.{layer}.{name}"] = self.floats([f"model.layers.{layer}.{n}.weight" for n in NORM_NAMES[name]], (size,))
         gains["norm"] = self.floats(["model.norm.weight"], (shape.hidden,))
-        unknown = [name for name in self.tensors if name not in self.used and not name.endswith("rotary_emb.inv_freq")]
-        self.problems += [f"unknown tensor {name}" for name in unknown]
-        if self.problems:
-            raise ModelError(f"{self.path}: unsupported checkpoint: {'; '.join(self.problems)}")
+        self.finish(UNUSED)
         return TernaryModel(shape, matrices, gains, embedding, head, self.folder)
-
-    def take(self, names: list[str], shapes: list[tuple[int, ...]]) -> Tensor | None:
-        """The tensor under the first name present, if it has one of ``shapes``."""
-        tensor = next((self.tensors[name] for name in names if name in self.tensors), None)
-        if tensor is None:
-            self.problems.append(f"missing tensor {' or '.join(names)}")
-            return None
-        self.used.add(tensor.name)
-        if tensor.shape not in shapes:
-            self.problems.append(f"{tensor.name} must have shape {' or '.join(str(list(s)) for s in shapes)}, not {list(tensor.shape)}")
-            return None
-        return tensor
-
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """Its values; zeros where they are unusable, which is noted."""
-        try:
-            return tensor.read()
-        except ModelError as error:
-            self.problems.append(str(error).removeprefix(f"{tensor.path}: "))
-            return np.zeros(tensor.shape, np.float32)
-
-    def floats(self, names: list[str], *shapes: tuple[int, ...]) -> np.ndarray:
-        tensor = self.take(names, list(shapes))
-        if tensor is not None and tensor.dtype not in FLOATS:
-            self.problems.append(f"{tensor.name} must be {', '.join(FLOATS)}, not {tensor.dtype}")
-            tensor = None
-        # a shape is believed only where a tensor of that size is in the file
-        return np.zeros(1, np.float32) if tensor is None else self.read(tensor)
-
-    def table(self, name: str) -> Table:
-        rows, columns = self.shape.vocabulary, self.shape.hidden
-        return Table(rows, columns, self.floats([name], (rows, columns)))
 
     def tied_head(self, embedding: Table) -> Table:
         """The embedding; a stored head must equal it."""
         if "lm_head.weight" in self.tensors:
-            head = self.table("lm_head.weight")
-            if not np.array_equal(head.known(), embedding.known()):
+            head = self.table("lm_head.weight", embedding.rows, embedding.columns)
+            both = head.values is not None and embedding.values is not None
+            if both and not all(np.array_equal(a, b) for (_, a), (_, b) in zip(head.parts(), embedding.parts(), strict=True)):
                 self.problems.append("lm_head.weight must equal model.embed_tokens.weight where tie_word_embeddings is true")
         return embedding
 
     def matrix(self, name: str, linear: LinearShape) -> Matrix:
         n, k = linear.outputs, linear.inputs
-        nothing = Matrix(n, k, None, (1.0,), (n,))
         weight, scale = f"{name}.weight", f"{name}.weight_scale"
         packed = weight in self.tensors and self.tensors[weight].dtype == "U8"
         tensor = self.take([weight], [(-(-n // 4), k) if packed else (n, k)])
         if packed:
-            stored = self.floats([scale], (1,), ())
-            values = unpack_rows(tensor.read(), n) if tensor else np.zeros((1, 1), np.int8)
-            if (values == 2).any():
-                at = np.argwhere(values == 2)[0].tolist()
-                self.problems.append(f"{weight} must hold the codes 0, 1 and 2, not 3 at row {at[0]}, column {at[1]}")
-            factor = float(stored.reshape(-1)[0])
-            if scale in self.tensors and not factor > 0:
-                self.problems.append(f"{scale} must be above zero, not {factor:g}")
-                return nothing
-            multiplier = 1 / factor if self.reciprocal and factor else factor
-            if multiplier and not SMALLEST <= multiplier <= LARGEST:
-                self.problems.append(f"{scale} must stand for a multiplier of {SMALLEST:.3g} to {LARGEST:.3g} (normal fp32), not {multiplier:.3g}")
-                return nothing
-            return Matrix(n, k, values, (multiplier,), (n,))
+            return Matrix(n, k, self.packed(tensor, n), (self.multiplier(scale),), (n,))
         if tensor is None:
             self.used.add(scale)
-            return nothing
-        if tensor.dtype not in FLOATS:
+        elif tensor.dtype not in FLOATS:
             self.problems.append(f"{weight} must be U8 (packed) or {', '.join(FLOATS)}, not {tensor.dtype}")
-            return nothing
-        return self.plain(weight, self.read(tensor))
+        else:
+            return self.floats_to_trits(tensor, self.declared)
+        return Matrix(n, k, None, (1.0,), (n,))
 
-    def plain(self, name: str, weights: np.ndarray) -> Matrix:
-        """Float weights: {-g, 0, g} as they are, anything else by absmean if the configuration declares a BitNet."""
-        magnitude = np.abs(weights)
-        peak = magnitude.max()
-        if peak > 0 and ((magnitude == 0) | (magnitude == peak)).all():
-            n, k = weights.shape
-            return Matrix(n, k, np.sign(weights).astype(np.int8), (float(peak),), (n,))
-        if not self.declared:
-            self.problems.append(f"{name} must be ternary, or config.json must declare a BitNet (quantization_config or architectures)")
-        return ternarise(weights)
+    def packed(self, tensor: Tensor | None, outputs: int) -> Callable[[], np.ndarray] | None:
+        """What unpacks a matrix, whose codes are looked at here."""
+        if tensor is None:
+            return None
+        if self.online:
+            self.problems.append(f"{tensor.name} must be {', '.join(FLOATS)} where quantization_config.quantization_mode is online, not U8")
+        values = unpack_rows(tensor.raw().reshape(tensor.shape), outputs)
+        self.looked_at(tensor)
+        if (values == 2).any():
+            at = np.argwhere(values == 2)[0].tolist()
+            self.problems.append(f"{tensor.name} must hold the codes 0, 1 and 2, not 3 at row {at[0]}, column {at[1]}")
+        return lambda: unpack_rows(tensor.raw().reshape(tensor.shape), outputs)
+
+    def multiplier(self, scale: str) -> float:
+        """What the stored scale of a packed matrix stands for."""
+        before = len(self.problems)
+        factor = float(self.floats([scale], (1,), ()).reshape(-1)[0])
+        if len(self.problems) > before:
+            return 1.0
+        if not factor > 0:
+            self.problems.append(f"{scale} must be above zero, not {factor:g}")
+            return 1.0
+        multiplier = 1 / factor if self.reciprocal else factor
+        if not SMALLEST <= multiplier <= LARGEST:
+            self.problems.append(f"{scale} must stand for a multiplier of {SMALLEST:.3g} to {LARGEST:.3g} (normal fp32), not {multiplier:.3g}")
+            return 1.0
+        return multiplier

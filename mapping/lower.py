@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from lutra.hls_models.shape import ModelShape
@@ -11,12 +13,15 @@ from lutra.mapping.graph import Graph, build
 from lutra.mapping.model import TernaryModel
 from lutra.mapping.passes import apply
 from lutra.mapping.schedule import schedule
+from lutra.mapping.tensor import Update
 from lutra.mapping.tiles import Core
 
 __all__ = ["compile_model"]
 
 
-def compile_model(model: TernaryModel | ModelShape | Graph, core: Core, check: np.ndarray | None = None) -> Program:
+def compile_model(
+    model: TernaryModel | ModelShape | Graph, core: Core, check: np.ndarray | None = None, image: Path | None = None, update: Update | None = None
+) -> Program:
     """Program of ``model`` on ``core``: passes, tiles, placement, encoding.
 
     Parameters
@@ -27,6 +32,10 @@ def compile_model(model: TernaryModel | ModelShape | Graph, core: Core, check: n
         Sizes of the core (``CoreConfig``).
     check
         Token ids; each pass is then held to its bound on them.
+    image
+        File to write the memory image to, one matrix in memory at a time; without it the image is an array.
+    update
+        Called with the bytes of the image made so far, and all.
 
     Raises
     ------
@@ -36,4 +45,4 @@ def compile_model(model: TernaryModel | ModelShape | Graph, core: Core, check: n
         A pass changed the meaning of the graph.
     """
     graph = model if isinstance(model, Graph) else build(model)
-    return schedule(apply(graph, check=check), core)
+    return schedule(apply(graph, check=check), core, image=image, update=update)

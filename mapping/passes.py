@@ -135,20 +135,24 @@ def apply(graph: Graph, passes: tuple[Pass, ...] = PASSES, check: np.ndarray | N
 
 
 def _stacked(matrices: list[Matrix]) -> Matrix:
-    values = [m.values for m in matrices if m.values is not None]
+    known = all(m.values is not None for m in matrices)
     return Matrix(
         outputs=sum(m.outputs for m in matrices),
         inputs=matrices[0].inputs,
-        values=np.concatenate(values) if values else None,
+        values=(lambda: np.concatenate([m.known() for m in matrices])) if known else None,
         scales=tuple(s for m in matrices for s in m.scales),
         segments=tuple(s for m in matrices for s in m.segments),
     )
 
 
 def _int8(table: Table) -> Table:
+    """Only the peaks are worked out here; codes are made when they are read."""
     if table.values is None:
         return replace(table, scales=None)
-    values = table.values.astype(np.float64)
-    peak = np.abs(values).max(axis=1)
-    codes = np.rint(values * np.divide(127, peak, out=np.zeros_like(peak), where=peak > 0)[:, None])
-    return replace(table, values=codes.astype(np.int8), scales=(peak / 127).astype(np.float32))
+    peak = np.concatenate([np.abs(part).max(axis=1).astype(np.float64) for _, part in table.parts()])
+    factor = np.divide(127, peak, out=np.zeros_like(peak), where=peak > 0)[:, None]
+
+    def codes(first: int, end: int) -> np.ndarray:
+        return np.rint(table.part(first, end) * factor[first:end]).astype(np.int8)
+
+    return replace(table, values=codes, scales=(peak / 127).astype(np.float32))

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import INSTRUCTION_BITS, Instruction, Semaphore, Unit, When, encode
+from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.program import Program, Region
+from lutra.mapping.tensor import Update
 
-__all__ = ["FREE", "Block", "Layout", "Step"]
+__all__ = ["CACHE", "FREE", "Block", "Layout", "Step"]
+
+CACHE = "cache"
+"""Region of keys and values in a shared memory."""
 
 FREE = Semaphore(0)
 """Waits for nothing, signals nothing."""
@@ -21,12 +27,12 @@ FREE = Semaphore(0)
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes to place: ``data`` makes them (uint8, at most ``beats`` beats, zero-padded to that); None where only the shape is known."""
+    """Bytes to place: ``data`` makes them, part by part (uint8, at most ``beats`` beats, zero-padded to that); None where only the shape is known."""
 
     name: str
     beats: int
     useful_bits: int
-    data: Callable[[], np.ndarray] | None
+    data: Callable[[], Iterable[np.ndarray]] | None
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,17 @@ class Step:
 
 
 class Layout:
-    """Collects steps and blocks in order; ``program`` gives them addresses."""
+    """Collects steps and blocks in order; ``program`` gives them addresses.
 
-    def __init__(self, shape: ModelShape, beat_bytes: int, program_words: int) -> None:
+    Parameters
+    ----------
+    align : every block starts at a multiple of so many beats
+    cache : keys and values behind the program, where they are in this memory; their region is called ``CACHE`` and has no block
+    """
+
+    def __init__(self, shape: ModelShape, beat_bytes: int, program_words: int, *, align: int = 1, cache: KvLayout | None = None) -> None:
         self._shape, self._beat_bytes, self._program_words = shape, beat_bytes, program_words
+        self._align, self._cache = align, cache
         self._steps: list[Step] = []
         self._blocks: dict[str, Block] = {}
 
@@ -58,8 +71,8 @@ class Layout:
     def step(self, step: Step) -> None:
         self._steps.append(step)
 
-    def program(self) -> Program:
-        """The placed and encoded program; ConfigError where the sequencer cannot hold it."""
+    def program(self, file: Path | None = None, update: Update | None = None) -> Program:
+        """The placed and encoded program, its image in ``file`` where one is given; ConfigError where the sequencer cannot hold it."""
         if len(self._steps) > self._program_words:
             raise ConfigError(
                 f"program_words must hold the {len(self._steps)} instructions of {self._shape.name}, not {self._program_words}; nearest: {len(self._steps)}"
@@ -67,30 +80,55 @@ class Layout:
         word_bytes = INSTRUCTION_BITS // 8
         word_beats = -(-word_bytes // self._beat_bytes)
         regions = [Region("program", 0, len(self._steps) * word_beats, len(self._steps) * INSTRUCTION_BITS)]
+        if self._cache is not None:
+            regions.append(Region(CACHE, self._cache.base, self._cache.beats, 0))
         for block in self._blocks.values():
-            regions.append(Region(block.name, regions[-1].end, block.beats, block.useful_bits))
-        start = {region.name: region.address for region in regions}
+            start = -(-regions[-1].end // self._align) * self._align
+            regions.append(Region(block.name, start, block.beats, block.useful_bits))
+        starts = {region.name: region.address for region in regions}
         instructions = []
         for step in self._steps:
-            fields = step.fields if step.block is None else step.fields | {"address": start[step.block] + step.offset}
+            fields = step.fields if step.block is None else step.fields | {"address": starts[step.block] + step.offset}
             instructions.append(Instruction(step.unit, fields, step.when, step.wait, step.signal))
         words = np.zeros((len(instructions), word_beats * self._beat_bytes), np.uint8)
         for row, instruction in zip(words, instructions, strict=True):
             row[:word_bytes] = np.frombuffer(encode(instruction).to_bytes(word_bytes, "little"), np.uint8)
-        image = self._image(words.reshape(-1), regions)
+        image = self._image(words.reshape(-1), regions, file, update)
         return Program(self._shape, self._beat_bytes, tuple(instructions), tuple(s.label for s in self._steps), tuple(regions), image)
 
-    def _image(self, words: np.ndarray, regions: list[Region]) -> np.ndarray | None:
+    def _image(self, words: np.ndarray, regions: list[Region], file: Path | None, update: Update | None) -> np.ndarray | None:
         if any(block.data is None for block in self._blocks.values()):
             return None
-        image = np.zeros(regions[-1].end * self._beat_bytes, np.uint8)
-        image[: len(words)] = words
-        for region in regions[1:]:
+        size = regions[-1].end * self._beat_bytes
+
+        def fill(put: Callable[[int, np.ndarray], object]) -> None:
+            for at, data in self._parts(words, regions):
+                put(at, data)
+                if update:
+                    update(at + len(data), size)
+
+        if file is None:
+            image = np.zeros(size, np.uint8)
+            fill(lambda at, data: image.__setitem__(slice(at, at + len(data)), data))
+            return image
+        # written, not mapped: pages of a mapping would count as this process's memory until the end
+        with file.open("wb") as out:
+            out.truncate(size)
+            fill(lambda at, data: (out.seek(at), out.write(data.data)))
+        return np.memmap(file, np.uint8, "r")
+
+    def _parts(self, words: np.ndarray, regions: list[Region]) -> Iterator[tuple[int, np.ndarray]]:
+        """(first byte, bytes) of everything that is not padding, ascending, one part in memory at a time."""
+        yield 0, words
+        for region in regions:
+            if region.name not in self._blocks:  # the program, and the cache, which begins as zeros
+                continue
             make = self._blocks[region.name].data
             assert make is not None
-            data = make().reshape(-1)
-            room = region.beats * self._beat_bytes
-            if len(data) > room:
-                raise ValueError(f"{region.name}: {len(data)} bytes do not fit {region.beats} beats of {self._beat_bytes} bytes")
-            image[region.address * self._beat_bytes :][: len(data)] = data
-        return image
+            at, end = region.address * self._beat_bytes, region.end * self._beat_bytes
+            for part in make():
+                data = part.reshape(-1)
+                if at + len(data) > end:
+                    raise ValueError(f"{region.name}: more than {region.beats} beats of {self._beat_bytes} bytes")
+                yield at, data
+                at += len(data)

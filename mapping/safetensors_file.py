@@ -12,57 +12,18 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lutra.hls_models.errors import ModelError
+from lutra.mapping.tensor import DTYPES, Tensor
 
-__all__ = ["Checkpoint", "Tensor", "read_header", "write"]
+__all__ = ["Checkpoint", "read_header", "weight_files", "write"]
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BF16": np.dtype("<u2"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "U8": np.dtype("u1"),
-    "I8": np.dtype("i1"),
-    "I64": np.dtype("<i8"),
-}
-FLOATS = ("BF16", "F16", "F32")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 MAX_DIMENSIONS = 8
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where a tensor lies: bytes ``start`` to ``end`` of ``path``, from the beginning of the file."""
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    def read(self) -> np.ndarray:
-        """The values: U8 and I8 as they are (a view of the mapped file), floats as float32.
-
-        Raises
-        ------
-        ModelError
-            A value is not finite; the message names its index.
-        """
-        raw = np.memmap(self.path, np.uint8, "r")[self.start : self.end].view(DTYPES[self.dtype]).reshape(self.shape)
-        if self.dtype not in FLOATS:
-            return raw
-        values = (raw.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else raw.astype(np.float32)
-        finite = np.isfinite(values)
-        if not finite.all():
-            at = tuple(int(i) for i in np.argwhere(~finite)[0])
-            raise ModelError(f"{self.path}: tensor {self.name!r}: every value must be finite, not {values[at]} at index {list(at)}")
-        return values
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -153,6 +114,12 @@ class Checkpoint:
         if not self.path.exists():
             raise ModelError(f"{self.path}: no such file; a model folder needs config.json and model.safetensors")
         self.tensors: dict[str, Tensor] = _sharded(index) if self.path == index else read_header(self.path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that are there, its index first, whether or not they are any good."""
+    index = folder / "model.safetensors.index.json"
+    return [index, *sorted(folder.glob("model-*.safetensors"))] if index.is_file() else [path for path in [folder / "model.safetensors"] if path.is_file()]
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:

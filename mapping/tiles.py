@@ -8,6 +8,7 @@ from functools import cache
 from typing import Protocol
 
 from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.ternary.memory import MemoryConfig
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.trits import tiles_of
 
@@ -49,6 +50,12 @@ class Core(Protocol):
     def row_beats(self) -> int: ...
     @property
     def params_rows_per_beat(self) -> int: ...
+    @property
+    def key_tile(self) -> int: ...
+    @property
+    def memory(self) -> MemoryConfig | None: ...
+    @property
+    def prefetch_beats(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ def build_rows(core: Core) -> int:
     return sizes.entries + sizes.swap_cycles
 
 
+def spare_rows(core: Core) -> int:
+    """Rows that the burst with a tile's last beat may begin behind it: they need their room, too (``LoaderConfig.tile_rows``)."""
+    return -(-(core.memory.burst_beats - 1) // core.row_beats) if core.memory else 0
+
+
 def choose(core: Core, name: str, columns: int, inputs: int, unit: int, widest: int) -> Tiling:
     """The best tiling of ``columns`` x ``inputs`` in tiles that are multiples of ``unit`` and at most ``widest`` columns.
 
@@ -90,7 +102,7 @@ def choose(core: Core, name: str, columns: int, inputs: int, unit: int, widest: 
     """
     k_blocks = -(-inputs // (core.tables * core.group))
     # a ring without repeated reading is a plain queue: a tile of any size passes it
-    ring = core.ring_rows if core.chunk > core.lanes else 0
+    ring = core.ring_rows - spare_rows(core) if core.chunk > core.lanes else None
     best = _best(columns, k_blocks, unit, min(core.max_tile_columns, widest), core.columns, build_rows(core), ring, core.allow_stalls)
     if best is None:
         raise ConfigError(_reason(core, name, columns, k_blocks, unit, ring))
@@ -98,26 +110,27 @@ def choose(core: Core, name: str, columns: int, inputs: int, unit: int, widest: 
 
 
 @cache
-def _best(columns: int, k_blocks: int, unit: int, widest: int, lookup: int, need: int, ring: int, stalls: bool) -> int | None:
+def _best(columns: int, k_blocks: int, unit: int, widest: int, lookup: int, need: int, ring: int | None, stalls: bool) -> int | None:
     found: tuple[int, int, int] | None = None
     for tile in range(unit, min(widest, columns) + 1, unit):
         full, rest = divmod(columns, tile)
         rows = -(-tile // lookup)
         last = -(-rest // lookup) if rest else rows
-        if (ring and rows * k_blocks > ring) or (min(rows, last) < need and not stalls):
+        if (ring is not None and rows * k_blocks > ring) or (min(rows, last) < need and not stalls):
             continue
         clocks = full * max(rows, need) + (max(last, need) if rest else 0)
-        alternating = ring and 2 * rows * k_blocks > ring
+        alternating = ring is not None and 2 * rows * k_blocks > ring
         rank = (clocks * (2 if alternating else 1), full + bool(rest), tile)
         found = min(found, rank) if found else rank
     return found[2] if found else None
 
 
-def _reason(core: Core, name: str, columns: int, k_blocks: int, unit: int, ring: int) -> str:
+def _reason(core: Core, name: str, columns: int, k_blocks: int, unit: int, ring: int | None) -> str:
     need, widest = build_rows(core), core.max_tile_columns
-    smallest = -(-unit // core.columns) * k_blocks
-    if ring and smallest > ring:
-        return f"{name}: ring_rows must hold the smallest tile ({unit} columns, {k_blocks} k-blocks), not {ring}; nearest: {smallest}"
+    smallest, spare = -(-unit // core.columns) * k_blocks, spare_rows(core)
+    if ring is not None and smallest > ring:
+        what = f"the smallest tile ({unit} columns, {k_blocks} k-blocks)" + (f" and {spare} rows of the next one's first burst" if spare else "")
+        return f"{name}: ring_rows must hold {what}, not {core.ring_rows}; nearest: {smallest + spare}"
     if unit > widest:
         return f"{name}: max_tile_columns must be at least {unit} (whole heads and beats), not {widest}; nearest: {unit}"
     if -(-columns // core.columns) < need:
@@ -127,7 +140,7 @@ def _reason(core: Core, name: str, columns: int, k_blocks: int, unit: int, ring:
         )
     # the whole matrix as one tile is free of stalls here, so there is a smallest tile that is
     tile = next(t for t in range(unit, columns + 1, unit) if all(-(-part // core.columns) >= need for part in tiles_of(columns, t)))
-    rows = -(-tile // core.columns) * k_blocks
+    rows = -(-tile // core.columns) * k_blocks + spare
     return (
         f"{name}: lookups wait for table builds in tiles below {need} rows per k-block ({k_blocks} k-blocks, {core.columns} columns a row), unavoidable "
         f"with max_tile_columns {widest} and ring_rows {core.ring_rows}; nearest: {max(tile, widest)} and {max(rows, core.ring_rows)}, or allow_stalls: true"

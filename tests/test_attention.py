@@ -11,8 +11,10 @@ from lutra.cosim.benches.attention import Case, play
 from lutra.cosim.harness import Bench, Fault
 from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.floats import FLOAT_LATENCY, FP16, FP32, from_float64, to_float64
-from lutra.hls_models.ternary.attention import AttentionConfig, KvCache, attend, reference
+from lutra.hls_models.ternary.attention import AttentionConfig, KvCache, attend, key_tiles, read_addresses, reference
 from lutra.hls_models.ternary.attention_cycles import AttentionTiming, attention_cycles
+from lutra.hls_models.ternary.attention_schedule import Schedule
+from lutra.hls_models.ternary.kv_layout import KvLayout
 
 CONFIGS = attention.configurations(MASTER_SEED)
 TINY = AttentionConfig(heads=5, kv_heads=1, head_dim=32, layers=4, context=256, max_tokens=8, key_tile=32, vector_lanes=4)
@@ -48,7 +50,7 @@ def test_rtl_equals_the_model_in_many_cases(bench: Bench, rng: np.random.Generat
     assert check(bench, rng, 8) > 2_000
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["int8", "fp16"])
+@pytest.fixture(scope="module", params=[3, 4, 5], ids=["int8", "fp16", "shared"])
 def small(request: pytest.FixtureRequest, bench: Bench) -> tuple[int, Case]:
     """A design of some width and a case of plain data without stalls."""
     index: int = request.param
@@ -63,6 +65,15 @@ def test_faults_are_caught(bench: Bench, small: tuple[int, Case], port: str, kin
     beat = 0 if port == "instr" else len(one.payloads[port]) - 1
     with pytest.raises(MismatchError, match=rf"\b{name}\."):
         attention.compare_case(name, one, play(bench, {name: one}, faults=[Fault(name, port, kind, beat=beat, bit=30)])[name])
+
+
+@pytest.mark.parametrize(("port", "kind"), [("responses", "delay"), ("k_freed", "drop"), ("stored", "delay")])
+def test_faults_beside_a_shared_memory_are_caught(bench: Bench, port: str, kind: str) -> None:
+    """A response is on offer since the one before: a delay shows where it ends after the row's own handshake."""
+    name, one = "c5", attention.case(CONFIGS[5], np.random.default_rng(MASTER_SEED), limit=2, data="plain", stalls=False)
+    fault = Fault(name, port, kind, beat=len(one.payloads[port]) - 1, cycles=200)
+    with pytest.raises(MismatchError, match=rf"\b{name}\."):
+        attention.compare_case(name, one, play(bench, {name: one}, faults=[fault])[name])
 
 
 @pytest.mark.parametrize("port", ["values", "kv_write"])
@@ -116,6 +127,24 @@ def test_prefill_is_close_to_decode(rng: np.random.Generator, config: AttentionC
     np.testing.assert_array_equal(chunk[0], single[0])  # one key: its value, whatever the order
 
 
+@pytest.mark.parametrize("config", [TINY, TINY_FP16], ids=["int8", "fp16"])
+def test_serial_passes_equal_decode(rng: np.random.Generator, config: AttentionConfig) -> None:
+    """Bit for bit, although the rows of later tokens are in the cache; in one chunk the same tokens have other bits."""
+    cache, position = KvCache.empty(config), 93  # the third token opens a tile
+    codes, scales = random_rows(config, rng, position + 5)
+    cache.store(1, 0, codes[:position, 5:], scales[:position, 5:])
+    expected, reads = [], []
+    for token in range(position, position + 5):
+        own = slice(token, token + 1)
+        cache.store(1, token, codes[own, 5:], scales[own, 5:])
+        expected.append(attend(config, codes[own, :5], scales[own, :5], cache, 1, token))
+        reads.append(read_addresses(config, 1, 1, token))
+    given = config, codes[position:, :5], scales[position:, :5], cache, 1, position
+    np.testing.assert_array_equal(attend(*given, serial=True), np.concatenate(expected))
+    assert (attend(*given) != np.concatenate(expected)).any()
+    np.testing.assert_array_equal(read_addresses(config, 1, 5, position, serial=True), np.concatenate(reads))
+
+
 @pytest.mark.parametrize("tokens", [64, 128])
 def test_row_reads_of_a_prompt(tokens: int) -> None:
     """T^2 / 16 + T / 2 rows of K, and of V, in blocks of 8 queries (TeLLMe v2's figure); a decoded token reads each row once."""
@@ -150,12 +179,15 @@ def test_lanes_of_floats(head_dim: int, lanes: int, steps: int, clocks: int, at_
     assert config.row_bits == 16 * head_dim
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_FP16, *CONFIGS], ids=lambda config: f"{config.kv_format} {config.heads}x{config.head_dim}")
+@pytest.mark.parametrize(
+    "config", [TINY, TINY_FP16, *(one for one in CONFIGS if not one.shared)], ids=lambda config: f"{config.kv_format} {config.heads}x{config.head_dim}"
+)
 def test_fast_form_equals_the_traced_one(rng: np.random.Generator, config: AttentionConfig) -> None:
     """Passes one after the other, memory of fixed latency, a sink that is late for some of them."""
     timing = AttentionTiming(config, latency=3)
     now, position = 0, 0
-    passes, expected, offered = [], [], []
+    passes: list[tuple[int, int, bool]] = []
+    expected, offered = [], []
     stalled: list[tuple[int, int]] = []
     for late in (False, True, False, True, False):
         tokens = int(rng.integers(1, config.max_tokens + 1))
@@ -163,11 +195,12 @@ def test_fast_form_equals_the_traced_one(rng: np.random.Generator, config: Atten
             break
         beats = tokens * (config.heads + 2 * config.kv_heads) * config.head_beats
         qkv = now + 3 + np.cumsum(rng.integers(0, 3, beats))
-        early = timing.instruction(tokens, position, now, qkv)
+        serial = bool(rng.integers(2))
+        early = timing.instruction(tokens, position, now, qkv, serial=serial)
         opened = int(early.values[0]) + int(rng.integers(1, 200)) if late else 0
         stalled += [(now, opened)] if late else []
-        times = timing.instruction(tokens, position, now, qkv, opened)
-        passes.append((tokens, position))
+        times = timing.instruction(tokens, position, now, qkv, opened, serial=serial)
+        passes.append((tokens, position, serial))
         expected.append(times)
         offered.append(qkv)
         position, now = position + tokens, times.done + 1
@@ -179,6 +212,70 @@ def test_fast_form_equals_the_traced_one(rng: np.random.Generator, config: Atten
     for port in ("qkv", "kv_write", "kv_read", "kv_data", "values"):
         np.testing.assert_array_equal(np.concatenate([getattr(one, port) for one in expected]), cycles[port], err_msg=port)
     np.testing.assert_array_equal([one.done for one in expected], cycles["done"])
+
+
+WIDE = AttentionConfig(heads=16, kv_heads=16, head_dim=96, layers=24, context=4096, max_tokens=24, key_tile=64, vector_lanes=8, shared=True, row_ram="block")
+GROUPED = WIDE.model_copy(update={"heads": 20, "kv_heads": 5, "head_dim": 128, "layers": 30})
+
+
+class SteadyMemory:
+    """A beat of 64 bytes in every clock, ``latency`` clocks after a half is free at the earliest; now and then a tile comes later."""
+
+    def __init__(self, config: AttentionConfig, tokens: int, position: int, *, serial: bool, latency: int, rng: np.random.Generator | None = None) -> None:
+        names = ("layers", "kv_heads", "head_dim", "context", "key_tile")
+        self.layout = KvLayout(beat_bytes=64, **{name: getattr(config, name) for name in names})
+        self.order = self.layout.order(3, tokens, position, serial=serial)
+        self.latency, self.rng, self.free = latency, rng, 0
+
+    def tile(self, value: bool, freed: int) -> int:
+        tile = next(self.order)
+        assert tile.value == value
+        late = int(self.rng.integers(3000)) if self.rng and self.rng.integers(10) == 0 else 0
+        self.free = max(self.free, freed + 1 + self.latency + late) + tile.beats
+        return self.free
+
+
+class OpenSink:
+    def take(self, first: int, beats: int) -> list[int]:
+        return list(range(first + 1, first + 1 + beats))
+
+
+@pytest.mark.parametrize(("tokens", "position", "serial"), [(1, 4095, False), (24, 4000, False), (13, 1017, False), (4, 509, True)])
+@pytest.mark.parametrize("config", [WIDE, GROUPED], ids=["group 1", "group 4"])
+def test_tiles_come_in_the_order_of_the_memory(config: AttentionConfig, tokens: int, position: int, serial: bool) -> None:
+    layout = SteadyMemory(config, tokens, position, serial=serial, latency=0).layout
+    ours = [(one.head, one.value, one.rows, one.first) for one in key_tiles(config, tokens, position, serial=serial)]
+    base = layout.address(3, 0, 0, value=False)
+    theirs = layout.order(3, tokens, position, serial=serial)
+    blocks = [(one, (one.address - base) // layout.block_beats // 2 % layout.tiles) for one in theirs]
+    assert ours == [(one.head, one.value, one.rows, tile * config.key_tile) for one, tile in blocks]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["steady", "late"])
+@pytest.mark.parametrize(("tokens", "position", "serial"), [(24, 4072, False), (3, 900, False), (5, 300, True), (1, 2047, False)])
+@pytest.mark.parametrize("config", [WIDE, GROUPED], ids=["group 1", "group 4"])
+def test_known_tiles_change_nothing(seed: int, config: AttentionConfig, tokens: int, position: int, serial: bool, late: bool) -> None:
+    """The attending phase behind a shared memory, whose long prompts are put together from few tiles, against every item gone through."""
+    timing = AttentionTiming(config)
+    for start in (0, 700):
+        memories = [SteadyMemory(config, tokens, position, serial=serial, latency=40, rng=np.random.default_rng(seed) if late else None) for _ in range(2)]
+        phase = timing.phase_shared(tokens, position, serial, start, memories[0], 0)
+        plain = Schedule(config, tokens, position, start, memories[1], OpenSink(), serial=serial)
+        for name in ("values", "k_freed", "v_freed", "items"):
+            np.testing.assert_array_equal(getattr(phase, name), getattr(plain, name), err_msg=name)
+        assert len(phase.k_freed) == len(phase.v_freed) == sum(one.value for one in key_tiles(config, tokens, position, serial=serial))
+    if tokens == 24 and not late:
+        assert 0 < len(timing._tiles) < 10
+
+
+@pytest.mark.parametrize(("config", "key_tile", "latency"), [(WIDE, 64, 72), (GROUPED, 64, 16), (GROUPED, 128, 72)])
+def test_decode_keeps_pace_with_the_memory(config: AttentionConfig, key_tile: int, latency: int) -> None:
+    """In the steady state a tile of keys and one of values take the clocks in which 64 bytes each bring them: 3.125 of a key of 96, 4.125 of one of 128."""
+    config = config.model_copy(update={"key_tile": key_tile, "context": 512})
+    memory = SteadyMemory(config, 1, 511, serial=False, latency=latency)
+    freed = AttentionTiming(config).phase_shared(1, 511, False, 0, memory, 0).v_freed
+    steady = freed[len(freed) // 4 : -len(freed) // 4]
+    assert steady[-1] - steady[0] == 2 * memory.layout.block_beats * (len(steady) - 1)
 
 
 @pytest.mark.smoke
@@ -195,6 +292,7 @@ def test_fast_form_equals_the_traced_one(rng: np.random.Generator, config: Atten
             "context must leave at most 2^24 rows of keys and values, not 7000 (17920000 rows); nearest: 6553",
         ),
         ({"format": {"exponent": 5, "mantissa": 14}}, "format must have 8 exponent and at most 12 mantissa bits, not e5m14; nearest: e8m12"),
+        ({"kv_format": "fp16", "shared": True}, "kv_format must be int8 where memory is shared, not fp16"),
         ({"kv_format": "fp8"}, "Input should be 'int8' or 'fp16'"),
         ({"tile": 1}, "Extra inputs are not permitted"),
     ],

@@ -14,10 +14,10 @@ from lutra.cosim.benches import core
 from lutra.cosim.core import CoreBench
 from lutra.cosim.harness import Fault
 from lutra.hls_models.errors import ModelError
-from lutra.hls_models.ternary import core_passes, executor
+from lutra.hls_models.ternary import core_units, executor
 from lutra.hls_models.ternary.config import KvFormat
 from lutra.hls_models.ternary.core_cycles import CoreTiming
-from lutra.hls_models.ternary.core_passes import PassTimes
+from lutra.hls_models.ternary.core_units import PassTimes
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import LoadTarget, Unit
 from lutra.hls_models.ternary.linear import LinearCycles, LinearRun
@@ -227,7 +227,7 @@ def test_passes_together_are_passes_alone_in_many_cores(rng: np.random.Generator
 def test_batches_of_any_size(small: list[core.Small], monkeypatch: pytest.MonkeyPatch) -> None:
     one = small[0]
     whole = CoreTiming(one.spec, one.program).run(7, 5)
-    monkeypatch.setattr(core_passes, "PASSES", 2)
+    monkeypatch.setattr(core_units, "PASSES", 2)
     assert_equal(whole, CoreTiming(one.spec, one.program).run(7, 5))
 
 

@@ -2,9 +2,10 @@
 """The bytes of a token: what ceilings count, and what a program moves."""
 
 import pytest
+from test_cli import timing
 
 from lutra import engine
-from lutra.figures import PassSize
+from lutra.figures import PassSize, report_of
 from lutra.hls_models.load import load_config
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
@@ -44,3 +45,14 @@ def test_a_program_moves_little_more_than_the_least(model: str) -> None:
     # a prompt reads the weights once
     prompt = PassSize(0, found.spec.config.chunk, False, False)
     assert found.by_kind(prompt)["weights"] == kinds["weights"] and "head" not in found.by_kind(prompt)
+
+
+@pytest.mark.parametrize("model", ["bitnet-0.73b", "bitnet-2b4t"])
+def test_bits_moved_per_useful_weight(model: str) -> None:
+    """At most 1.65 (TeLLMe: 2.064; five trits to a byte: 1.6), in a report and in the loads of a pass."""
+    found = traffic(model)
+    report = report_of(found.spec, found.program, timing(found.spec, found.program, prompt=1, contexts=[2]))
+    weights = found.spec.shape.ternary_weights
+    assert report.memory is not None and report.memory.bits_per_weight is not None and 1.6 <= report.memory.bits_per_weight <= 1.65
+    moved = found.by_kind(PassSize(1, 1, True, True))["weights"]
+    assert 8 * moved / weights == report.memory.bits_per_weight

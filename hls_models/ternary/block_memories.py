@@ -3,7 +3,7 @@
 look-up tables are among them where their size follows the configuration."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from lutra.hls_models.floats import FP32
 from lutra.hls_models.ternary.attention import AttentionConfig
@@ -18,7 +18,7 @@ from lutra.hls_models.ternary.weights import WeightPathConfig
 
 __all__ = ["MEMORIES"]
 
-FAMILY = "xcup"
+FAMILY: Final = "xcup"
 
 
 LUT_ROWS = 64
@@ -57,14 +57,15 @@ def _bits(count: int) -> int:
 
 
 def _attention(c: AttentionConfig) -> list[Primitives]:
-    rows = _bits(c.group) + _bits(c.max_tokens)
+    rows = (c.group - 1).bit_length() + _bits(c.max_tokens)
     tile = 2 << _bits(c.key_tile)
+    deep = c.deep_ram or "block"
     return [
-        styled_ram(FAMILY, c.row_ram, c.row_bits, 1 << (rows + _bits(c.kv_heads))),  # queries
+        styled_ram(FAMILY, c.row_ram, c.row_bits, c.max_tokens * c.heads),  # queries
         styled_ram(FAMILY, c.row_ram, c.row_bits, tile),  # keys
         styled_ram(FAMILY, c.row_ram, c.code_bits * c.head_dim, tile),  # values
-        block_ram(FAMILY, FP32.bits, c.score_depth),
-        block_ram(FAMILY, FP32.bits * c.vector_lanes, 1 << (_bits(c.head_beats) + rows)),  # running outputs
+        styled_ram(FAMILY, deep, FP32.bits, c.score_depth),
+        styled_ram(FAMILY, deep, FP32.bits * c.vector_lanes, 1 << (_bits(c.head_beats) + rows)),  # running outputs
         _automatic(FP32.bits, 1 << rows),  # denominators
     ]
 

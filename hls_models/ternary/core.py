@@ -3,6 +3,7 @@
 
 import hashlib
 from functools import cached_property
+from typing import Any
 
 from pydantic import model_validator
 
@@ -11,7 +12,9 @@ from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.attention import AttentionConfig
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.head import HeadConfig
-from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.kv_layout import KvLayout
+from lutra.hls_models.ternary.loader import ROUND_TRIP, LoaderConfig
+from lutra.hls_models.ternary.memory import DELIVER, REQUEST
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.vector import VectorConfig
 from lutra.hls_models.ternary.weights import WeightPathConfig
@@ -27,6 +30,8 @@ class CoreSpec(Config):
 
     @model_validator(mode="after")
     def _units_agree(self) -> "CoreSpec":
+        if fault := self.shape.lane_fault(self.config.vector_lanes):
+            raise ValueError(fault)
         # Every unit validates its own sizes: an impossible core is refused here, before any work.
         _ = self.loader, self.weights, self.tlmm, self.vector, self.attention, self.head
         config, per_beat = self.config, self.config.params_rows_per_beat
@@ -35,7 +40,22 @@ class CoreSpec(Config):
         if config.params_rows < needed:
             # Gains are read again for every token of a tile and loaded ahead of the weights: all of an instruction's must fit.
             raise ValueError(f"params_rows must hold the header and the gains of the widest norm, {needed} rows, not {config.params_rows}; nearest: {needed}")
+        if config.memory:
+            # Values and o are loaded before the keys and values that the first of them waits for.
+            norms = (self.shape.query_columns if self.shape.sub_norms else 0, self.shape.hidden)
+            needed = sum(-(-(self.vector.header_rows + norm // config.vector_lanes) // per_beat) * per_beat for norm in norms)
+            if config.params_rows < needed:
+                what = "the parameters of attention's values and of the projection behind them"
+                raise ValueError(f"params_rows must hold {what}, {needed} rows, not {config.params_rows}; nearest: {needed}")
+            _ = self.kv_layout
         return self
+
+    @cached_property
+    def kv_layout(self) -> KvLayout:
+        """Keys and values in the shared memory."""
+        c = self.config
+        burst = c.memory.burst_beats if c.memory else 1
+        return KvLayout.behind_program(self.shape, beat_bytes=c.beat_bytes, key_tile=c.key_tile, program_words=c.program_words, burst_beats=burst)
 
     @property
     def hash(self) -> int:
@@ -121,12 +141,18 @@ class CoreSpec(Config):
             format=c.format,
             partials=c.partials,
             kv_format=c.kv_format,
+            shared=c.memory is not None,
             row_ram="block" if c.device_ram == "ultra" else "distributed",
         )
 
     @cached_property
     def loader(self) -> LoaderConfig:
-        c = self.config
+        c, memory = self.config, self.config.memory
+        own: dict[str, Any] = {"outstanding": max(16, c.memory_latency + 2)}  # one request per clock, whatever the latency
+        if memory:
+            # A burst takes a quarter of its queue at most: the other three keep the output busy for the round trip of its place, and two whole bursts fit.
+            queue = max(2 * memory.burst_beats, -(-4 * (memory.latency + REQUEST + DELIVER + ROUND_TRIP) // 3))
+            own = {"outstanding": memory.outstanding, "burst_beats": memory.burst_beats, "kv": self.kv_layout, "rows_beats": queue, "head_beats": queue}
         return LoaderConfig(
             beat_bytes=c.beat_bytes,
             vector_lanes=c.vector_lanes,
@@ -135,7 +161,7 @@ class CoreSpec(Config):
             ring_rows=c.ring_rows,
             params_rows=c.params_rows,
             rope_rows=c.rope_rows,
-            outstanding=max(16, c.memory_latency + 2),  # one request per clock, whatever the latency
+            **own,
         )
 
     @cached_property

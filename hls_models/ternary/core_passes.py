@@ -14,113 +14,53 @@ frees the rows that LOADER waits for) is joined when the later one is reached; n
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.hls_models.ternary.attention_cycles import AttentionTiming
-from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.attention_cycles import SETUP
+from lutra.hls_models.ternary.core_shared import ID_LATENCY, SharedPass
+from lutra.hls_models.ternary.core_units import DONE, UNITS, PassPlan, PassTimes, Units
 from lutra.hls_models.ternary.head import HeadTiming
-from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When
-from lutra.hls_models.ternary.linear import LinearTiming
+from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Semaphore, Source, Unit, When
 from lutra.hls_models.ternary.loader import Load
+from lutra.hls_models.ternary.loader_shared import SharedLoaderTiming
 from lutra.hls_models.ternary.loader_timing import LoaderTiming
-from lutra.hls_models.ternary.program import Program
-from lutra.hls_models.ternary.tlmm_cycles import codes_handshakes
-from lutra.hls_models.ternary.vector_cycles import Requantised, VectorTiming
+from lutra.hls_models.ternary.repetition import Moments, Mover, Snapshot
+from lutra.hls_models.ternary.vector_cycles import Requantised
 from lutra.hls_models.ternary.weights import LinearInstruction
 
-__all__ = ["PassBatch", "PassTimes", "Units"]
+__all__ = ["PassBatch"]
 
 Cycles = NDArray[np.int64]
-ID_LATENCY = 1  # token memory: request to id
-PASSES, CELLS = 64, 1 << 19
-"""Passes evaluated together, at most, and passes times beats: enough to hide what a call of numpy costs, few enough for memory."""
-DONE = {unit: f"{unit.name.lower()}_done" for unit in Unit}  # boundaries
-UNITS: tuple[Unit, ...] = tuple(unit for unit in Unit if unit is not Unit.END)
 
 
-@dataclass(frozen=True)
-class PassTimes:
-    """A pass from its SETUP cycle ``start`` to the cycle ``end`` after its NEXT; ``token``: handshake of the chosen id.
+class _Layer(NamedTuple):
+    """What a layer found at ``now``, and what had been counted until then."""
 
-    ``begins``, ``dones``: per instruction of the program, the cycle in which its unit took it and that of its done, -1 where the pass leaves it out.
-    ``active``: clocks in which a unit had an instruction under way; ``worked``: those of them in which it moved a beat (LOADER, HEAD: memory beats; LINEAR:
-    lookups; VECTOR: source and code beats) or, ATTEND, attended; ``stalls``: the others by reason.
-    ``streams``: handshake cycles of every boundary (only in detail).
-    """
-
-    position: int
-    tokens: int
-    last: bool
-    start: int
-    end: int
-    token: int | None
-    begins: Cycles
-    dones: Cycles
-    active: dict[Unit, int]
-    worked: dict[Unit, int]
-    stalls: dict[Unit, dict[str, int]]
-    streams: dict[str, Cycles]
-
-    @property
-    def cycles(self) -> int:
-        return self.end - self.start
-
-
-class Units:
-    """What the passes of a core share: its program, the models of its units, what follows from an instruction and the tokens of a pass alone.
-
-    Parameters
-    ----------
-    spec, program : as for the executor; no memory image is needed
-    detail : keep every handshake
-    """
-
-    def __init__(self, spec: CoreSpec, program: Program, *, detail: bool) -> None:
-        self.spec, self.program, self.detail = spec, program, detail
-        self.linear = LinearTiming(spec.tlmm, spec.weights)
-        self.vector = VectorTiming(spec.vector)
-        self.attention = AttentionTiming(spec.attention, latency=2)
-        self.waits = [tuple(one.wait) for one in program.instructions]
-        self.signals = [tuple(one.signal) for one in program.instructions]
-        self.loads = {index: _load_of(one) for index, one in enumerate(program.instructions) if one.unit is Unit.LOADER}
-        self._requantised: dict[tuple[int, ...], Requantised] = {}
-
-    def together(self, tokens: int) -> int:
-        """How many passes of ``tokens`` tokens are evaluated at once, for arrays of a few megabytes."""
-        columns = max(one.fields["columns"] for one in self.program.instructions if one.unit is Unit.VECTOR)
-        widest = max(self.spec.config.ring_rows, tokens * columns // self.spec.config.vector_lanes)
-        return max(1, min(PASSES, CELLS // widest))
-
-    def requantised(self, fields: dict[str, int], tokens: int) -> Requantised:
-        """VECTOR's codes behind the last z. LINEAR's activation buffer takes a clock more where a token's last codes fill one row and begin another."""
-        columns = fields["columns"] >> (fields["operation"] == Operation.GATE)
-        key = tokens, columns, fields["group_columns"], fields["norm"], fields["destination"]
-        if key not in self._requantised:
-            spans = None
-            if fields["destination"] == Destination.LINEAR:
-                row = columns // self.spec.config.vector_lanes
-                last = np.arange(1, tokens * row + 1) % row == 0
-                spans = np.diff(codes_handshakes(self.spec.tlmm, np.zeros(len(last), np.int64), last))
-            self._requantised[key] = self.vector.requantise(fields, tokens, spans=spans)
-        return self._requantised[key]
-
-
-def _load_of(instruction: Instruction) -> Load:
-    f = instruction.fields
-    return Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"])
+    state: Snapshot
+    now: int
+    worked: dict[Unit, Cycles]
+    stalls: dict[tuple[Unit, str], Cycles]
 
 
 class PassBatch:
-    """Passes of ``tokens`` tokens at ``positions``, ``last`` or not, each from cycle 0 on; evaluated at once, told by ``times``."""
+    """Passes like ``plan`` at ``positions``, each from cycle 0 on; evaluated at once, told by ``times``.
 
-    def __init__(self, units: Units, tokens: int, last: bool, positions: Sequence[int]) -> None:
+    On a shared memory a batch is one pass; its cycle 0 is cycle ``origin`` from reset.
+    """
+
+    def __init__(self, units: Units, plan: PassPlan, positions: Sequence[int], origin: int = 0) -> None:
         self.units, self.spec = units, units.spec
-        self.tokens, self.last, self.positions = tokens, last, positions
+        self.tokens, self.last, self.serial, self.positions = plan.tokens, plan.last, plan.serial, positions
         passes = (len(positions),)
-        self.loader = LoaderTiming(self.spec.loader, self.spec.config.memory_latency, ID_LATENCY, passes=passes, detail=units.detail)
+        self.shared = SharedPass(self.spec, origin, detail=units.detail) if self.spec.config.memory else None
+        self.loader: LoaderTiming | SharedLoaderTiming
+        if self.shared:
+            self.loader = self.shared.loader
+        else:
+            self.loader = LoaderTiming(self.spec.loader, self.spec.config.memory_latency, ID_LATENCY, passes=passes, detail=units.detail)
         self.head = HeadTiming(self.spec.head)
         units.linear.rest()
         self.begins = np.full((len(units.program.instructions), *passes), -1)
@@ -135,9 +75,11 @@ class PassBatch:
         self.signals[Semaphore.TOKEN].append(np.full(passes, -1))
         # What waits for the instruction that uses it.
         self.params: deque[Cycles] = deque()
-        self.rope = self.codes = np.zeros((*passes, 0), np.int64)
+        self.rope = self.codes = self.written = self.arrived = np.zeros((*passes, 0), np.int64)
+        self.start = np.zeros(passes, np.int64)  # ATTEND's START
         self.linear = self.attend = -1
         self.loads: deque[int] = deque()  # loads whose done is not known
+        self.layer: _Layer | None = None  # the one before, where layers repeat
         self.cycles = self._run()
 
     def times(self, place: int, start: int) -> PassTimes:
@@ -151,14 +93,19 @@ class PassBatch:
         streams = {name: np.concatenate([piece[place] for piece in pieces]) + start for name, pieces in self.streams.items()}
         token = None if self.token is None else int(self.token[place]) + start
         end = start + int(self.cycles[place])
-        return PassTimes(self.positions[place], self.tokens, self.last, start, end, token, begins, dones, active, worked, stalls, streams)
+        return PassTimes(self.positions[place], self.tokens, self.last, start, end, token, begins, dones, active, worked, stalls, streams, self.serial)
 
     def _run(self) -> Cycles:
         """Clocks of each pass."""
         dispatch, depth = np.full(len(self.positions), 2), self.spec.config.queue
         whens = (When.ALWAYS, When.LAST if self.last else When.NOT_LAST)
         execute = {Unit.LOADER: self._load, Unit.LINEAR: self._linear, Unit.VECTOR: self._vector, Unit.ATTEND: self._attend, Unit.HEAD: self._head}
-        for index, instruction in enumerate(self.units.program.instructions):
+        index = -1
+        while True:
+            index += 1
+            if index in self.units.bodies:
+                index, dispatch = self._repeat(index, dispatch)
+            instruction = self.units.program.instructions[index]
             if instruction.unit is Unit.END:
                 break
             if instruction.when in whens:
@@ -172,7 +119,52 @@ class PassBatch:
             # HEAD still hands out its best scores, VECTOR works out a scale: the next pass comes to them later.
             assert not places or (self.free[unit] - cycles <= self.begins[places[0]]).all(), f"{unit.name} is not idle when a pass ends"
         self._count()
+        if self.shared and self.units.detail:
+            for name, pieces in self.shared.loader.streams.items():
+                self.streams[name] += [piece[None] for piece in pieces]
+            self.streams["kv_data"] += [piece[None] for piece in self.shared.rows]
         return cycles
+
+    def _repeat(self, index: int, dispatch: Cycles) -> tuple[int, Cycles]:
+        """At the begin of a layer's body: where it finds the state that the one before found, it and all that follow are copies of that one, moved."""
+        if self.loads:
+            return index, dispatch
+        units, now = self.units, int(dispatch[0])
+        found, before = Snapshot(now), self.layer
+        self._visit(found)
+        self.layer = _Layer(found, now, dict(self.worked), dict(self.stalls))
+        if before is None or before.state != found:
+            return index, dispatch
+        size, clocks = units.body, now - before.now
+        count = (units.bodies[-1] - index) // size + 1
+        last = slice(index - size, index)
+        for cycles in (self.begins, self.dones):
+            for n in range(1, count + 1):
+                cycles[index + (n - 1) * size : index + n * size] = np.where(cycles[last] < 0, -1, cycles[last] + n * clocks)
+        for places in self.places.values():
+            mine = [place for place in places if place >= last.start]
+            places += [place + n * size for n in range(1, count + 1) for place in mine]
+        for unit, worked in before.worked.items():
+            self.worked[unit] = self.worked[unit] + count * (self.worked[unit] - worked)
+        for reason, waited in before.stalls.items():
+            self.stalls[reason] = self.stalls[reason] + count * (self.stalls[reason] - waited)
+        self._visit(Mover(count * clocks))
+        return index + count * size, dispatch + count * clocks
+
+    def _visit(self, moments: Moments) -> None:
+        """What the next layer finds. HEAD rests meanwhile."""
+        assert self.shared  # a caller's slip
+        self.shared.visit(moments)
+        self.units.linear.visit(moments)
+        for unit, places in self.places.items():
+            self.free[unit] = moments.at(self.free[unit]) if unit is not Unit.HEAD else self.free[unit]
+            for place in places[-self.spec.config.queue :]:
+                moments.at(self.begins[place])
+        for waiting in (*self.signals.values(), self.params):
+            moments.note(len(waiting))
+            waiting.extend([moments.at(waiting.popleft()) for _ in range(len(waiting))])
+        for name in ("rope", "codes", "written", "arrived", "start"):
+            setattr(self, name, moments.at(getattr(self, name)))
 
     def _count(self) -> None:
         """Clocks with an instruction under way, overlapping ones once. Loads overlap each other: what no beat was requested in is one figure."""
@@ -182,7 +174,7 @@ class PassBatch:
                 ends = np.maximum.accumulate(self.dones[places] + 1, axis=0)
                 seen = np.concatenate([np.zeros_like(ends[:1]), ends[:-1]])
                 self.active[unit] = np.maximum(ends - np.maximum(self.begins[places], seen), 0).sum(axis=0)
-        self.stalls[Unit.LOADER, "ring room or token"] = self.active[Unit.LOADER] - self.worked[Unit.LOADER]
+        self.stalls[Unit.LOADER, "room, memory or token" if self.shared else "ring room or token"] = self.active[Unit.LOADER] - self.worked[Unit.LOADER]
 
     def _granted(self, index: int, offered: Cycles) -> Cycles:
         """Earliest start of an instruction offered by its queue: its unit and its semaphores are there (LOADER's own waiting: ``LoaderTiming.start``)."""
@@ -213,7 +205,9 @@ class PassBatch:
     # LOADER
 
     def _load(self, index: int, instruction: Instruction, granted: Cycles) -> None:
-        loader, load = self.loader, self.units.loads[index]._replace(tokens=self.tokens)
+        loader, load = self.loader, self._load_of(index)
+        while loader.remaining:  # weights ahead of another load
+            self._arrive(index)
         self._begun(index, loader.start(load, granted))
         self.loads.append(index)
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
@@ -228,11 +222,30 @@ class PassBatch:
             else:
                 self.rope = rows
             self._loaded()
+        elif load.target == LoadTarget.KV and self.shared:
+            self.shared.begin(load)
+
+    def _load_of(self, index: int) -> Load:
+        return self.units.loads[index]._replace(tokens=self.tokens, position=self.positions[0], serial=int(self.serial))
 
     def _loaded(self) -> None:
         index = self.loads.popleft()
-        load = self.units.loads[index]._replace(tokens=self.tokens)
-        self._ended(index, self.loader.done[-1], load.beats * load.repetitions, {})
+        load = self._load_of(index)
+        tiled = load.mode == LoadMode.TILES
+        beats = sum(tile.beats for tile in self.loader.config.tiles(load)) if tiled else load.beats * load.repetitions
+        self._ended(index, self.loader.done[-1], beats, {})
+
+    def _arrive(self, index: int) -> None:
+        """Further rows of weights."""
+        delivered = self.loader.advance().taken
+        if not delivered.shape[-1] and self.loader.remaining:
+            raise ValueError(f"instruction {index}: what stands before it wants more rows of weights than the ring can hold")
+        if self.units.detail and not self.shared:
+            beats = delivered[..., None] + np.arange(1 - self.spec.loader.row_beats, 1)
+            self._record("weights", beats.reshape(len(delivered), -1))
+        self.arrived = np.concatenate([self.arrived, delivered], axis=-1) if self.arrived.shape[-1] else delivered
+        if not self.loader.remaining:
+            self._loaded()
 
     # LINEAR and VECTOR
 
@@ -245,28 +258,22 @@ class PassBatch:
         index, loader = self.linear, self.loader
         f, start = self.units.program.instructions[index].fields, self.begins[index]
         run = self.units.linear.begin(LinearInstruction(f["k_blocks"], f["columns"], f["tile_columns"], self.tokens), start)
-        arrived = np.zeros((len(start), 0), np.int64)
         sums: list[Cycles] = []
         tile, looked_up = -1, 0
         while not run.finished:
             wanted = run.rows_wanted
-            while arrived.shape[-1] < wanted:
-                delivered = loader.advance().taken
-                if not delivered.shape[-1]:
-                    raise ValueError(f"instruction {index}: a step of LINEAR wants more rows than the ring can hold")
-                self._record_weights(delivered)
-                arrived = np.concatenate([arrived, delivered], axis=-1) if arrived.shape[-1] else delivered
+            while self.arrived.shape[-1] < wanted:
+                self._arrive(index)
             if run.tile != tile:
                 tile = run.tile
                 ready = np.maximum(opened[:, tile], sums[-1][:, -1] + 2) if sums else opened[:, tile]
-            step = run.step(arrived[:, :wanted], ready)
-            arrived = arrived[:, wanted:]
+            step = run.step(self.arrived[:, :wanted], ready)
+            self.arrived = self.arrived[:, wanted:]
             loader.free(LoadTarget.WEIGHTS, step.freed)
             self._record("rows", step.rows)
             looked_up += step.rows.shape[-1]
             if step.sums.shape[-1]:
                 sums.append(step.sums)
-        self._loaded()
         self.free[Unit.LINEAR] = np.maximum(run.done + 1, run.weights_free)
         waited = {"weights or VECTOR": run.lateness, "table builds and drain": run.done + 1 - start - looked_up - run.lateness}
         self._ended(index, run.done, looked_up, waited)
@@ -274,13 +281,10 @@ class PassBatch:
         self._record("sums", cycles)
         return cycles
 
-    def _record_weights(self, rows: Cycles) -> None:
-        if self.units.detail:
-            beats = rows[..., None] + np.arange(1 - self.spec.loader.row_beats, 1)
-            self._record("weights", beats.reshape(len(rows), -1))
-
     def _vector(self, index: int, instruction: Instruction, start: Cycles) -> None:
         units, f = self.units, instruction.fields
+        if f["source"] == Source.VALUES and self.serial:  # they come token after token: as one tile
+            f = f | {"tile_columns": f["columns"]}
         self._begun(index, start)
         opens = units.vector.opens(f, start, params=self.params.popleft(), rope=self.rope)
         opened = opens.tiles + 1  # the first beat follows by a clock
@@ -292,7 +296,10 @@ class PassBatch:
             source = self.loader.stream(opened[:, 0]).taken
             self._record("embed", source)
             self._loaded()
-        times = units.vector.instruction(f, self.tokens, opens, source=source, requantised=units.requantised(f, self.tokens))
+        requantised = units.requantised(f, self.tokens)
+        if f["destination"] == Destination.ATTEND and self.shared:
+            requantised = self._stored(self.shared, f, units.vector.take(f, self.tokens, opens, source).z, requantised)
+        times = units.vector.instruction(f, self.tokens, opens, source=source, requantised=requantised)
         assert np.array_equal(times.source, source), f"instruction {index}: VECTOR does not follow its source"
         self.free[Unit.VECTOR] = times.idle
         self.loader.free(LoadTarget.PARAMS, times.params_freed)
@@ -304,28 +311,56 @@ class PassBatch:
         self._record("codes", times.codes)
         self._ended(index, times.done, beats, waits | {"pipeline and scales": rest})
 
+    def _stored(self, shared: SharedPass, f: dict[str, int], z: Cycles, requantised: Requantised) -> Requantised:
+        """Codes that become rows of keys and values, and perhaps wait for them: as they are taken."""
+        last_z = int(z[0, -1])
+        rows = shared.store(last_z + requantised.codes)
+        if rows is None:
+            store = shared.sink()
+            requantised = self.units.vector.requantise(f, self.tokens, sink=lambda offered: store.take(offered + last_z) - last_z)
+            rows = np.array(store.rows, np.int64)
+        self.written = rows[None]
+        return requantised
+
     # ATTEND
 
     def _attend(self, index: int, instruction: Instruction, granted: Cycles) -> None:
         self._begun(index, granted)
         self.attend = index
+        if self.shared:
+            assert granted[0] + SETUP <= self.codes[0, 0], f"instruction {index}: ATTEND does not follow VECTOR's codes"
+            stored = np.array([self.shared.stored])
+            self.signals[Semaphore.STORED].append(stored)
+            self.start = stored + 1
+        else:
+            taken, self.written, self.start = self.units.attention.store(self.codes, granted)
+            assert np.array_equal(taken, self.codes), f"instruction {index}: ATTEND does not follow VECTOR's codes"
+        self._record("kv_write", self.written)
 
     def _values(self, opened: Cycles) -> Cycles:
         """Handshakes of the values into a sink that is ready from cycle ``opened`` (passes,) on."""
-        attention, index = self.units.attention, self.attend
-        taken, written, start = attention.store(self.codes, self.begins[index])
-        assert np.array_equal(taken, self.codes), f"instruction {index}: ATTEND does not follow VECTOR's codes"
-        phases = [attention.phase(self.tokens, *one) for one in zip(self.positions, (opened - start).tolist(), strict=True)]
-        values = np.stack([phase.values for phase in phases]) + start[:, None]
-        if self.units.detail:
-            reads = [phase.kv_read + first for phase, first in zip(phases, start, strict=True)]
-            data = [cycles + attention.latency for cycles in reads]
-            for name, cycles in (("kv_write", written), ("kv_read", reads), ("kv_data", data), ("values", values)):
-                self._record(name, cycles)
-        done, stored = values[:, -1] + 1, written[:, -1]
+        index, start = self.attend, self.start
+        values = self._attended(self.shared, int(opened[0])) if self.shared else self._attended_on_chip(opened)
+        done, stored = values[:, -1] + 1, start - 1
+        self._record("values", values)
         self.free[Unit.ATTEND] = done + 1
         self._ended(index, done, done - stored, {"codes": stored + 1 - self.begins[index]})
         return values
+
+    def _attended(self, shared: SharedPass, opened: int) -> Cycles:
+        phase = self.units.attention.phase_shared(self.tokens, self.positions[0], self.serial, int(self.start[0]), shared, opened)
+        self._loaded()
+        return phase.values[None]
+
+    def _attended_on_chip(self, opened: Cycles) -> Cycles:
+        attention, start = self.units.attention, self.start
+        places = zip(self.positions, (opened - start).tolist(), strict=True)
+        phases = [attention.phase(self.tokens, position, ready, serial=self.serial) for position, ready in places]
+        if self.units.detail:
+            reads = [phase.kv_read + first for phase, first in zip(phases, start, strict=True)]
+            self._record("kv_read", reads)
+            self._record("kv_data", [cycles + attention.latency for cycles in reads])
+        return np.stack([phase.values for phase in phases]) + start[:, None]
 
     # HEAD
 
@@ -334,8 +369,8 @@ class PassBatch:
         self._begun(index, start)
         beats, rows = self.loader.remaining, self.loader.stream(start + 1).taken
         self._loaded()
-        self.token, done = self.head.finish(instruction.fields["vocabulary"], rows[:, -1])
+        self.token, done = self.head.finish(instruction.fields["vocabulary"], rows[:, -1], self.tokens, serial=self.serial)
         self.free[Unit.HEAD] = self.head.free
         self._record("head_rows", rows)
-        self._record("token", self.token[:, None])
+        self._record("token", self.token[:, None] + np.arange(1 - self.tokens if self.serial else 0, 1))
         self._ended(index, done, beats, {"table and pipeline": done + 1 - start - beats})

@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.isa import INSTRUCTION_BITS
 from lutra.hls_models.ternary.memory import PORT_BYTES
 
-__all__ = ["KvLayout", "KvTile", "KvWrite"]
+__all__ = ["KV_ROWS", "SCALE_BYTES", "KvLayout", "KvTile", "KvWrite"]
 
 SCALE_BYTES = 4
+
+KV_ROWS = 1
+"""Clocks from the beat with which a row is complete, on ``KvRows.kv``, to the row on ``KvRows.kv_data``: the joined row's register."""
 
 
 class KvTile(NamedTuple):
@@ -49,6 +54,20 @@ class KvLayout(Config):
     key_tile: int = Field(ge=1, description="rows of a tile (TL), a power of two")
     base: int = Field(0, ge=0, description="first beat")
 
+    @classmethod
+    def behind_program(cls, shape: ModelShape, *, beat_bytes: int, key_tile: int, program_words: int, burst_beats: int) -> "KvLayout":
+        """The cache of a model, behind room for ``program_words`` instructions, from the next burst on."""
+        program = program_words * -(-INSTRUCTION_BITS // (8 * beat_bytes))
+        return cls(
+            beat_bytes=beat_bytes,
+            layers=shape.layers,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            context=shape.context,
+            key_tile=key_tile,
+            base=-(-program // burst_beats) * burst_beats,
+        )
+
     @model_validator(mode="after")
     def _consistent(self) -> "KvLayout":
         if self.head_dim % PORT_BYTES:
@@ -60,6 +79,8 @@ class KvLayout(Config):
             )
         if self.key_tile * self.head_dim % self.beat_bytes:
             raise ValueError(f"key_tile x head_dim must be whole beats of {self.beat_bytes} bytes, not {self.key_tile} x {self.head_dim}")
+        if self.key_tile & (self.key_tile - 1):
+            raise ValueError(f"key_tile must be a power of two, not {self.key_tile}; nearest: {1 << self.key_tile.bit_length() - 1}")
         if self.context % self.key_tile:
             nearest = max(1, self.context // self.key_tile) * self.key_tile
             raise ValueError(f"context must be whole key tiles of {self.key_tile}, not {self.context}; nearest: {nearest}")
@@ -100,6 +121,16 @@ class KvLayout(Config):
     def last_beat(self, row: int) -> int:
         """Beat of a block, counted from its first, with which row ``row`` is complete."""
         return self.scale_beats + -(-(row + 1) * self.head_dim // self.beat_bytes) - 1
+
+    def tile_rows(self, beats: NDArray[np.uint8], rows: int) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
+        """Codes (rows, head_dim) and scales (rows,) of a tile's ``tile_beats(rows)`` beats (n, B), as ``KvRows`` gives them."""
+        first = self.scale_beats
+        scales = np.ascontiguousarray(beats[:first]).reshape(-1).view("<u4")[:rows]
+        return np.ascontiguousarray(beats[first:]).reshape(-1).view(np.int8)[: rows * self.head_dim].reshape(rows, -1), scales
+
+    def row_cycles(self, beats: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+        """Cycles (rows,) in which ``KvRows`` gives a tile's rows, of those (tile_beats,) in which it gets the beats."""
+        return np.asarray(beats, np.int64)[[self.last_beat(row) for row in range(rows)]] + KV_ROWS
 
     def address(self, layer: int, head: int, tile: int, *, value: bool) -> int:
         """First beat of a block."""

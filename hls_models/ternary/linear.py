@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.ternary.repetition import Moments
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.tlmm_cycles import NEVER, Drain, Lookups
 from lutra.hls_models.ternary.trits import tiles_of
@@ -184,6 +185,10 @@ class LinearTiming:
     def rest(self) -> None:
         """What was before is long past: the next instruction may have other leading axes."""
         self._state = REST
+
+    def visit(self, moments: Moments) -> None:
+        """Between two instructions."""
+        self._state = _State(*(moments.at(value) for value in self._state))
 
     def _schedule(self, instruction: LinearInstruction, lead: int) -> tuple[_Walk, list[LinearCycles], _State]:
         """Steps from cycle 0 with all rows and sinks in time; ``lead``: start of the weight path."""

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
 from lutra.hls_models.ternary.loader import QUEUE_LATENCY, Load, LoaderConfig
+from lutra.hls_models.ternary.repetition import Moments
 
-__all__ = ["LoaderTiming"]
+__all__ = ["Accept", "Credits", "LoaderTiming", "Moved", "spaced"]
 
 Cycles = NDArray[np.int64]
 Accept = Callable[[Cycles], Cycles]
@@ -48,7 +49,7 @@ class _Plan(NamedTuple):
     covered: bool
 
 
-class _Credits:
+class Credits:
     """Cycles at which the credits of the next rows (or queue entries) came free, in order."""
 
     def __init__(self, free: Cycles) -> None:
@@ -69,6 +70,10 @@ class _Credits:
     @property
     def last(self) -> Cycles:
         return self._pieces[-1][..., -1]
+
+    def visit(self, moments: Moments) -> None:
+        self._pieces = [np.concatenate(self._pieces, axis=-1)]
+        self._pieces[0] = moments.at(self._pieces[0])
 
 
 class LoaderTiming:
@@ -96,8 +101,14 @@ class LoaderTiming:
         if config.outstanding < latency + 2:
             raise ValueError(f"outstanding must be at least latency + 2 = {latency + 2}, not {config.outstanding}; nearest: {latency + 2}")
         self.config, self.latency, self.id_latency, self.detail = config, latency, id_latency, detail
-        rooms = (config.ring_rows, config.params_rows, config.rope_rows, config.embed_beats, config.head_beats)
-        self._credits = {target: _Credits(np.full((*passes, room), -1)) for target, room in zip(LoadTarget, rooms, strict=True)}
+        rooms = {
+            LoadTarget.WEIGHTS: config.ring_rows,
+            LoadTarget.PARAMS: config.params_rows,
+            LoadTarget.ROPE: config.rope_rows,
+            LoadTarget.EMBED: config.embed_beats,
+            LoadTarget.HEAD: config.head_beats,
+        }
+        self._credits = {target: Credits(np.full((*passes, room), -1)) for target, room in rooms.items()}
         self._rows_pops = np.full((*passes, config.rows_beats), -1)
         self._planned = np.zeros(passes, np.int64)
         self._issued = self._row = self._unit = np.full(passes, -1)
@@ -153,7 +164,7 @@ class LoaderTiming:
             if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
                 fires, taken = self._unpack(first, first + count)
             else:
-                fires = _spaced(self._credits[load.target].take(count) + 1, self._issued, row)
+                fires = spaced(self._credits[load.target].take(count) + 1, self._issued, row)
                 taken = fires + (row + self.latency + (1 if load.target == LoadTarget.WEIGHTS else QUEUE_LATENCY))
             delivered.append(taken)
             requests.append(fires)
@@ -182,11 +193,11 @@ class LoaderTiming:
         lower = self._credits[self._load.target].take(total - used)[..., plan.used[first:end] - used - 1] + 1
         limited = lower.copy()
         np.maximum(lower[..., :depth], self._rows_pops[..., : end - first] + 1, out=limited[..., :depth])
-        fires = _spaced(limited, self._issued)
-        loads = _spaced((fires + (1 + self.latency + QUEUE_LATENCY))[..., plan.beat[used:total] - first], self._row)
+        fires = spaced(limited, self._issued)
+        loads = spaced((fires + (1 + self.latency + QUEUE_LATENCY))[..., plan.beat[used:total] - first], self._row)
         pops = np.concatenate([self._rows_pops, loads[..., plan.last[first:end] - used]], axis=-1)
         if end - first > depth:  # the beats that wait for pops of this window: no row is later for that
-            fires = _spaced(np.maximum(lower, pops[..., : end - first] + 1), self._issued)
+            fires = spaced(np.maximum(lower, pops[..., : end - first] + 1), self._issued)
         self._row, self._rows_pops = loads[..., -1], pops[..., -depth:]
         return fires, loads + 1
 
@@ -227,7 +238,7 @@ class LoaderTiming:
             end = [opened - 1]
 
             def accept(offered: Cycles) -> Cycles:
-                taken = _spaced(offered, end[0])
+                taken = spaced(offered, end[0])
                 end[0] = taken[..., -1]
                 return taken
 
@@ -259,7 +270,7 @@ class LoaderTiming:
         self._valid = self._issued + 1
 
 
-def _spaced(lower: Cycles, before: Cycles, step: int = 1) -> Cycles:
+def spaced(lower: Cycles, before: Cycles, step: int = 1) -> Cycles:
     """Earliest cycles, ``step`` or more apart and above ``before`` (…), each at least its lower bound (…, n)."""
     index = np.arange(0, step * lower.shape[-1], step)
     return np.maximum(np.maximum.accumulate(lower - index, axis=-1), before[..., None] + 1) + index

@@ -5,15 +5,16 @@ One server moves a wide beat, 16 bytes from each port, in every clock that is a 
 written takes the slot of its clock. All ports advance in lockstep.
 """
 
-from bisect import bisect_left
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
+from lutra.hls_models.ternary.repetition import Moments
 
-__all__ = ["DELIVER", "PORT_BYTES", "REQUEST", "MemoryConfig", "MemoryTiming"]
+__all__ = ["DELIVER", "PORT_BYTES", "REQUEST", "RESPONSE", "WRITE", "MemoryConfig", "MemoryTiming", "Slots", "WriterTiming"]
 
 Cycles = NDArray[np.int64]
 
@@ -25,6 +26,12 @@ REQUEST = 1
 
 DELIVER = 2
 """From a beat on the ports to the handshake of the core's ``data`` stream: the ports' queues, the joined beat."""
+
+WRITE = 2
+"""From the handshake of a row on ``AxiWriter.row`` to its first written beat on the port: the row's place (a product, a sum), the address."""
+
+RESPONSE = 1
+"""From the last written beat's response to ``AxiWriter.idle``: the count of beats without one."""
 
 
 class MemoryConfig(Config):
@@ -77,48 +84,152 @@ class MemoryConfig(Config):
         return self
 
 
+class Slots:
+    """The clocks of a memory in which a beat can move, by closed forms; clocks and slots are counted from reset, in scalars or arrays of any shape."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        self._config = config
+        self._every = config.uniform
+        self._starts: Cycles = np.zeros(1, np.int64)  # slots before each refresh period
+
+    def _rate(self, cycle: Any) -> Any:
+        """Clocks before ``cycle`` that the rate alone lets pass: those in which floor(t * numerator / denominator) grows, and 0."""
+        return (cycle - 1) * self._config.rate_numerator // self._config.rate_denominator + 1
+
+    def _rate_at(self, index: Any) -> Any:
+        """The clock with ordinal ``index`` among them."""
+        return -(-index * self._config.rate_denominator // self._config.rate_numerator)
+
+    def _grow(self, periods: int) -> None:
+        """Knows the first ``periods`` refresh periods, at least."""
+        if periods >= len(self._starts):
+            first = np.arange(2 * periods + 1, dtype=np.int64) * self._config.refresh_period
+            lasting = self._rate(first[1:]) - self._rate(first[:-1] + self._config.refresh_window)
+            self._starts = np.concatenate([[0], np.cumsum(lasting)])
+
+    def before(self, cycle: Any) -> Any:
+        """Number of slots before ``cycle``: the ordinal of the first one from it on."""
+        if self._every:
+            return cycle
+        if not self._config.refresh_window:
+            return self._rate(cycle)
+        period = cycle // self._config.refresh_period
+        self._grow(int(np.max(period, initial=0)) + 1)
+        open_ = period * self._config.refresh_period + self._config.refresh_window
+        return self._starts[period] + self._rate(np.maximum(cycle, open_)) - self._rate(open_)
+
+    def at(self, slot: Any) -> Any:
+        """The clock of a slot."""
+        if self._every:
+            return slot
+        if not self._config.refresh_window:
+            return self._rate_at(slot)
+        last = int(np.max(slot, initial=0))
+        while self._starts[-1] <= last:
+            self._grow(2 * len(self._starts))
+        period = np.searchsorted(self._starts, slot, "right") - 1
+        open_ = period * self._config.refresh_period + self._config.refresh_window
+        return self._rate_at(slot - self._starts[period] + self._rate(open_))
+
+
 class MemoryTiming:
-    """Serves bursts in order; cycles count from reset (or from any cycle, where the memory is ``uniform``)."""
+    """Serves bursts in order; cycles count from reset (or from any cycle, where the memory is ``uniform``): ``origin`` is the one that is called 0.
+
+    What is written must be known before the reads that it may delay.
+    """
 
     def __init__(self, config: MemoryConfig, origin: int = 0) -> None:
         self.config, self.origin = config, origin
+        self.slots = Slots(config)
         self._next = 0  # first cycle in which the next beat can be read
-        self._written: list[int] = []
+        self._written = -1  # last cycle in which one was written
+        self._taken: Cycles = np.zeros(0, np.int64)  # slots of the written beats from _next on
 
     def write(self, cycles: Cycles) -> Cycles:
         """Handshakes (n,) of written beats offered no earlier than ``cycles``, in order and each after the one before; they take their slots."""
-        out: list[int] = []
-        for offered in cycles.tolist():
-            cycle = max(offered, self._written[-1] + 1 if self._written else 0)
-            while not self.config.is_slot(cycle + self.origin):
-                cycle += 1
-            self._written.append(cycle)
-            out.append(cycle)
-        return np.array(out, np.int64)
+        if not len(cycles):
+            return np.zeros(0, np.int64)
+        index = np.arange(len(cycles))
+        slots = self.slots.before(np.maximum(cycles, self._written + 1) + self.origin)
+        slots = np.maximum.accumulate(slots - index) + index
+        self._taken = np.concatenate([self._taken, slots])
+        out: Cycles = self.slots.at(slots) - self.origin
+        self._written = int(out[-1])
+        return out
+
+    def quiet(self, requested: int) -> bool:
+        """Whether nothing delays reads that are requested from ``requested`` on but reads: their beats move clock by clock, and a caller may work them out and
+        tell the last one with ``served``."""
+        return self.config.uniform and self._written < max(requested + REQUEST + self.config.latency, self._next)
+
+    def served(self, last: int) -> None:
+        """A caller of ``quiet`` had the ``data`` handshake ``last``."""
+        self._next = last - DELIVER + 1
 
     def read(self, requested: int, beats: int) -> Cycles:
-        """Cycles (beats,) of the core's ``data`` handshakes for a burst whose request was taken in ``requested``; bursts are given in order.
-
-        Writes that take slots up to these cycles must be known.
-        """
+        """Cycles (beats,) of the core's ``data`` handshakes for a burst whose request was taken in ``requested``; bursts are given in order."""
         first = max(requested + REQUEST + self.config.latency, self._next)
-        alone = self.config.uniform and not (self._written and self._written[-1] >= first)
-        cycles = np.arange(first, first + beats) if alone else self._slots(first, beats)
-        self._next = int(cycles[-1]) + 1
-        return cycles + DELIVER
+        if self.config.uniform and not (len(self._taken) and self._taken[-1] >= first + self.origin):
+            cycles = np.arange(first, first + beats)
+            self._next = first + beats
+            return cycles + DELIVER
+        start = self._free(self.slots.before(first + self.origin))
+        return self._serve(start + np.arange(beats))
 
-    def _slots(self, first: int, beats: int) -> Cycles:
-        """The first ``beats`` slots from ``first`` on that no written beat takes."""
-        length, share = beats, self.config.share
-        while True:
-            cycles = np.arange(first, first + int(length / share) + 4)
-            absolute = cycles + self.origin
-            free = absolute * self.config.rate_numerator % self.config.rate_denominator < self.config.rate_numerator
-            if self.config.refresh_period:
-                free &= absolute % self.config.refresh_period >= self.config.refresh_window
-            low = bisect_left(self._written, first)
-            taken = np.array(self._written[low : bisect_left(self._written, int(cycles[-1]) + 1)], np.int64)
-            free[taken - first] = False
-            if free.sum() >= beats:
-                return cycles[free][:beats]
-            length = 2 * length + len(taken) + self.config.refresh_window
+    def read_many(self, requested: Cycles, beats: Cycles, *, every: bool = False) -> Cycles:
+        """Cycles (n,) in which the last beats of bursts arrive, as ``read`` gives them one by one; ``every``: those of all beats, one after the other."""
+        requested, beats = np.asarray(requested, np.int64), np.asarray(beats, np.int64)
+        if not len(requested):
+            return np.zeros(0, np.int64)
+        first = np.maximum(requested + (REQUEST + self.config.latency), self._next)
+        ends = np.cumsum(beats)
+        # Among the slots that no written beat takes, a burst starts at its first one or behind the burst before.
+        shift = np.maximum.accumulate(self._free(self.slots.before(first + self.origin)) - (ends - beats))
+        return self._serve(np.repeat(shift, beats) + np.arange(ends[-1]) if every else shift + ends - 1)
+
+    def visit(self, moments: Moments) -> None:
+        """Of a uniform memory, whose slots are its clocks."""
+        self._taken = self._taken[np.searchsorted(self._taken, self._next + self.origin) :]
+        self._next, self._written = moments.at(self._next), moments.at(self._written)
+        self._taken = moments.at(self._taken - self.origin) + self.origin
+
+    def _free(self, slot: Any) -> Any:
+        """Number of slots before ``slot`` that no beat still known is written in."""
+        return slot - np.searchsorted(self._taken, slot) if len(self._taken) else slot
+
+    def _serve(self, free: Cycles) -> Cycles:
+        """``data`` cycles of the slots with these ordinals among the free ones; they are past then."""
+        slots = free
+        if len(self._taken):
+            slots = free + np.searchsorted(self._taken - np.arange(len(self._taken)), free, "right")
+            self._taken = self._taken[np.searchsorted(self._taken, slots[-1]) :]
+        cycles = self.slots.at(slots) - self.origin
+        self._next = int(cycles[-1]) + 1
+        return np.asarray(cycles + DELIVER, np.int64)
+
+
+class WriterTiming:
+    """``AxiWriter``: a row at a time, of ``row_writes`` beats (``KvLayout.row_writes``)."""
+
+    def __init__(self, memory: MemoryTiming, row_writes: int) -> None:
+        self._memory, self._row_writes = memory, row_writes
+        self._free = 0  # first cycle in which a row can be taken
+        self.idle = 0
+        """First cycle in which ``idle`` is 1, if no further row comes; it is 0 from the cycle after a row's handshake on."""
+
+    def visit(self, moments: Moments) -> None:
+        self._free, self.idle = moments.at(self._free), moments.at(self.idle)
+
+    def rows(self, offered: Cycles) -> tuple[Cycles, Cycles]:
+        """Handshakes (n,) of rows offered no earlier than ``offered``, and of their written beats (n, row_writes); these take their slots."""
+        origin, slots, count = self._memory.origin, self._memory.slots, self._row_writes
+        taken: list[int] = []
+        for cycle in np.asarray(offered).tolist():
+            taken.append(max(cycle, self._free))
+            first = slots.before(taken[-1] + WRITE + origin)
+            self._free = int(slots.at(first + count - 1)) - origin + 1
+        handshakes = np.array(taken, np.int64)
+        written = self._memory.write(np.repeat(handshakes + WRITE, count))
+        if len(handshakes):
+            self.idle = int(written[-1]) + self._memory.config.write_latency + RESPONSE
+        return handshakes, written.reshape(-1, count)

@@ -14,7 +14,10 @@ from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import INSTRUCTION_BITS, Destination, Instruction, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When, decode
 
-__all__ = ["Program", "Region"]
+__all__ = ["IMAGE", "Program", "Region"]
+
+IMAGE = "memory.bin"
+"""File of the memory image in a program's folder."""
 
 WORD_BYTES = INSTRUCTION_BITS // 8
 ENUMERATED: dict[str, Any] = {"target": LoadTarget, "mode": LoadMode, "source": Source, "operation": Operation, "destination": Destination}
@@ -49,9 +52,10 @@ class Program:
     labels
         One name per instruction, for listings, timelines and messages ("layers.0.qkv.weights").
     regions
-        The address map, ascending, without overlap, from beat 0 ("program", the encoded instructions) to the end of the image.
+        The address map, ascending, without overlap, from beat 0 ("program", the encoded instructions) to the end of the image. In a shared memory blocks
+        begin at bursts, so that there may be beats between them; keys and values ("cache") begin as zeros.
     image
-        uint8, whole beats; None where only the shape is known (enough for cycles).
+        uint8, whole beats, perhaps mapped from a file; None where only the shape is known (enough for cycles).
     """
 
     shape: ModelShape
@@ -113,20 +117,20 @@ class Program:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Write ``program.json`` and, with an image, ``memory.bin``, ``program.txt`` and ``memory.txt`` beside it."""
+        """Write ``program.json``, ``program.txt``, ``memory.txt`` and, with an image that is not mapped from there, ``memory.bin``."""
         folder.mkdir(parents=True, exist_ok=True)
         words = [{**_numbers(i), "label": label} for i, label in zip(self.instructions, self.labels, strict=True)]
         facts = {"shape": self.shape.model_dump(), "beat_bytes": self.beat_bytes, "regions": [asdict(r) for r in self.regions], "instructions": words}
         (folder / "program.json").write_text(json.dumps(facts, indent=1) + "\n")
         (folder / "program.txt").write_text(self.listing())
         (folder / "memory.txt").write_text(self.memory_map())
-        if self.image is not None:
-            self.image.tofile(folder / "memory.bin")
+        if self.image is not None and getattr(self.image, "filename", None) != (folder / IMAGE).resolve():
+            self.image.tofile(folder / IMAGE)
 
     @classmethod
     def load(cls, folder: Path) -> Program:
         """Inverse of ``save``; the image is mapped, not read."""
-        image = folder / "memory.bin"
+        image = folder / IMAGE
         try:
             facts = json.loads((folder / "program.json").read_text())
             words = facts["instructions"]

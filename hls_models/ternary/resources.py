@@ -9,7 +9,7 @@ functions that a vendor's tool would pack into one look-up table count as two.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,4 +95,4 @@ def resources(spec: CoreSpec) -> Resources:
     total = Resources()
     for part in parts.values():
         total += part
-    return Resources(*(getattr(total, kind) for kind in KINDS), parts=parts)
+    return replace(total, parts=parts)

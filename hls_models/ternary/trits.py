@@ -5,6 +5,8 @@ A *row* holds what one lookup cycle needs: T x Q groups of G trits (docs/archite
 (five trits t = w + 1, first most significant, stored as ceil(v * 256 / 243)).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from pydantic import Field
 
@@ -21,12 +23,15 @@ __all__ = [
     "matrix_rows",
     "matrix_trits",
     "pack_matrix",
+    "pack_tiles",
     "rows_of",
     "tiles_of",
     "unpack_matrix",
 ]
 
 TRITS_PER_BYTE = 5
+CODES = ((np.arange(3**TRITS_PER_BYTE) * 256 + 242) // 243).astype(np.uint8)
+"""Stored byte of each value of five trits."""
 
 
 class RowLayout(Config):
@@ -66,9 +71,11 @@ class RowLayout(Config):
 
 def encode_bytes(trits: np.ndarray) -> np.ndarray:
     """Trits -1, 0, 1 (..., 5 * b) to code bytes uint8 (..., b)."""
-    digits = (trits.reshape(*trits.shape[:-1], -1, TRITS_PER_BYTE) + 1).astype(np.uint16)
-    value = digits @ (3 ** np.arange(TRITS_PER_BYTE - 1, -1, -1, dtype=np.uint16))
-    return ((value.astype(np.uint32) * 256 + 242) // 243).astype(np.uint8)
+    digits = (trits.astype(np.int8) + 1).view(np.uint8).reshape(*trits.shape[:-1], -1, TRITS_PER_BYTE)
+    value = digits[..., 0]
+    for place in range(1, TRITS_PER_BYTE):  # at most 242: bytes suffice
+        value = value * np.uint8(3) + digits[..., place]
+    return CODES[value]
 
 
 def decode_bytes(code: np.ndarray) -> np.ndarray:
@@ -94,28 +101,37 @@ def matrix_rows(layout: RowLayout, columns: int, k: int, tile_columns: int) -> i
 
 def matrix_trits(weights: np.ndarray, layout: RowLayout, tile_columns: int) -> np.ndarray:
     """Weights int8 (N, K) to rows int8 (rows, Q, T, G), zero-padded, in the order of the weight path."""
-    n, k = weights.shape
-    blocks, out = layout.blocks(k), []
-    for start, tile in zip(range(0, n, tile_columns), tiles_of(n, tile_columns), strict=True):
-        rows = layout.tile_rows(tile)
-        padded = np.zeros((rows * layout.columns, blocks * layout.block), np.int8)
-        padded[:tile, :k] = weights[start : start + tile]
-        cube = padded.reshape(rows, layout.columns, blocks, layout.tables, layout.group)
-        out.append(cube.transpose(2, 0, 1, 3, 4).reshape(blocks * rows, layout.columns, layout.tables, layout.group))
-    return np.concatenate(out)
+    return np.concatenate([_tile_trits(weights[start : start + tile_columns], layout) for start in range(0, len(weights), tile_columns)])
 
 
-def pack_matrix(weights: np.ndarray, layout: RowLayout, tile_columns: int) -> np.ndarray:
-    """Weights int8 (N, K) of -1, 0, 1 to the stored bytes uint8 (rows * row_bytes,).
+def _tile_trits(weights: np.ndarray, layout: RowLayout) -> np.ndarray:
+    """Rows of one tile, weights int8 (columns of the tile, K)."""
+    columns, k = weights.shape
+    rows, blocks = layout.tile_rows(columns), layout.blocks(k)
+    padded = np.zeros((rows * layout.columns, blocks * layout.block), np.int8)
+    padded[:columns, :k] = weights
+    cube = padded.reshape(rows, layout.columns, blocks, layout.tables, layout.group)
+    return cube.transpose(2, 0, 1, 3, 4).reshape(blocks * rows, layout.columns, layout.tables, layout.group)
+
+
+def pack_tiles(weights: np.ndarray, layout: RowLayout, tile_columns: int) -> Iterator[np.ndarray]:
+    """Weights int8 (N, K) of -1, 0, 1 to the stored bytes of one tile after another, uint8 (rows * row_bytes,).
 
     Raises ValueError where a weight is not a trit.
     """
-    if weights.size and (weights.min() < -1 or weights.max() > 1):
-        raise ValueError(f"weights must be -1, 0 or 1, not {weights.min()}..{weights.max()}")
-    rows = matrix_trits(weights, layout, tile_columns)
-    padded = np.zeros((len(rows), layout.row_bytes * TRITS_PER_BYTE), np.int8)
-    padded[:, : layout.row_trits] = rows.reshape(len(rows), -1)
-    return encode_bytes(padded).reshape(-1)
+    for start in range(0, len(weights), tile_columns):
+        tile = weights[start : start + tile_columns]
+        if tile.size and (tile.min() < -1 or tile.max() > 1):
+            raise ValueError(f"weights must be -1, 0 or 1, not {tile.min()}..{tile.max()}")
+        rows = _tile_trits(tile, layout)
+        padded = np.zeros((len(rows), layout.row_bytes * TRITS_PER_BYTE), np.int8)
+        padded[:, : layout.row_trits] = rows.reshape(len(rows), -1)
+        yield encode_bytes(padded).reshape(-1)
+
+
+def pack_matrix(weights: np.ndarray, layout: RowLayout, tile_columns: int) -> np.ndarray:
+    """The bytes of ``pack_tiles``, whole."""
+    return np.concatenate(list(pack_tiles(weights, layout, tile_columns)))
 
 
 def rows_of(stored: np.ndarray, layout: RowLayout) -> np.ndarray:

@@ -101,7 +101,7 @@ class VectorConfig(Config):
         if self.params_rows < self.header_rows:
             raise ValueError(f"params_rows must hold a header of {self.header_rows} rows, not {self.params_rows}")
         if self.rope_rows < (least := self.max_tokens * self.head_dim // v):
-            raise ValueError(f"rope_rows must be at least max_tokens * head_dim / lanes = {least}, not {self.rope_rows}")
+            raise ValueError(f"rope_rows must be at least max_tokens * head_dim / lanes = {least}, not {self.rope_rows}; nearest: {least}")
         return self
 
     @property

@@ -19,7 +19,7 @@ Arrays of cycles have shape (…, beats), single cycles (…): the leading axes,
 times.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -32,9 +32,10 @@ from lutra.hls_models.streams import Ready, handshakes
 from lutra.hls_models.ternary.isa import Destination, Operation, Source
 from lutra.hls_models.ternary.vector import OUTPUT_DEPTH, VectorConfig
 
-__all__ = ["PORTS", "SOURCE_PORTS", "Requantised", "VectorJob", "VectorLatencies", "VectorTimes", "VectorTiming"]
+__all__ = ["PORTS", "SOURCE_PORTS", "Requantised", "Sink", "VectorJob", "VectorLatencies", "VectorTimes", "VectorTiming"]
 
 Cycles = NDArray[np.int64]
+Sink = Callable[[int], int]
 
 PORTS = ("instr", "sums", "values", "embed", "params", "rope", "params_freed", "rope_freed", "codes", "done")
 SOURCE_PORTS = {Source.SUMS: "sums", Source.VALUES: "values", Source.EMBED: "embed"}
@@ -204,15 +205,15 @@ class VectorTiming:
         free = np.concatenate([opens.popped, z[..., walk.last_token]], axis=-1) if fields["norm"] else opens.popped
         return Taken(beats, z, free)
 
-    def requantise(self, fields: dict[str, int], tokens: int, *, spans: Cycles | None = None, ready: Ready | None = None) -> Requantised:
+    def requantise(self, fields: dict[str, int], tokens: int, *, spans: Cycles | None = None, sink: Sink | None = None) -> Requantised:
         """The second half of ``instruction``: from the last z on.
 
         Parameters
         ----------
         spans
             Clocks (beats,) from a code's handshake until the sink takes the next; one where absent.
-        ready
-            Sink of the codes by clocks from the last z on; always ready where absent.
+        sink
+            Handshake of the next code, offered from a clock on, counted from the last z; always ready where absent.
         """
         lat, norm = self.latencies, bool(fields["norm"])
         before_codes = norm and fields["destination"] == Destination.HEAD
@@ -223,7 +224,7 @@ class VectorTiming:
         root = 2 * lat.division + 2 + lat.scale  # from ROOT to PUSH: two divisions with a clock after each, the product
 
         beats = fields["group_columns"] // self.config.lanes
-        reads = _Reads(lat.code, beats, np.ones(groups * beats, np.int64) if spans is None else spans, ready)
+        reads = _Reads(lat.code, beats, np.ones(groups * beats, np.int64) if spans is None else spans, sink)
         taken: list[int] = []
         free = 0  # cycle from which the next group is taken
         for group in range(groups):
@@ -279,7 +280,8 @@ class VectorTiming:
                 freed_before, freed = freed, taken.params_free
                 if np.array_equal(freed, freed_before):
                     break
-            after = self.requantise(job.fields, job.tokens, ready=Ready(sinks["codes"].trace[int(taken.z[-1]) :]) if "codes" in sinks else None)
+            trace = Ready(sinks["codes"].trace[int(taken.z[-1]) :]) if "codes" in sinks else None
+            after = self.requantise(job.fields, job.tokens, sink=trace.next_ready if trace else None)
             times = self.instruction(job.fields, job.tokens, opens, source=mine[port], requantised=after, done_ready=sinks.get("done"))
             params, idle = int(rows[-1]), int(times.idle)
             params_free.add(freed)
@@ -321,15 +323,15 @@ class _Backlog:
 class _Reads:
     """Reads of the U buffer, limited by the places of the output queue; ``codes``: handshakes so far."""
 
-    def __init__(self, latency: int, count: int, spans: Cycles, ready: Ready | None) -> None:
-        self.latency, self.count, self.ready = latency, count, ready
+    def __init__(self, latency: int, count: int, spans: Cycles, sink: Sink | None) -> None:
+        self.latency, self.count, self.sink = latency, count, sink
         self.spans = spans.tolist()
         self.read_at = -1
         self.codes: list[int] = []
 
     def group(self, start: int) -> int:
         """Reads a group's beats from ``start`` on; returns the cycle of the last read."""
-        if self.ready is None and self._unhindered(start):  # places are free again before they are missed
+        if self.sink is None and self._unhindered(start):  # places are free again before they are missed
             self.codes += range(start + self.latency, start + self.latency + self.count)
             self.read_at = start + self.count - 1
             return self.read_at
@@ -340,7 +342,7 @@ class _Reads:
             offered = self.read_at + self.latency
             if self.codes:
                 offered = max(offered, self.codes[-1] + self.spans[len(self.codes) - 1])
-            self.codes.append(offered if self.ready is None else int(self.ready.next_ready(offered)))
+            self.codes.append(offered if self.sink is None else int(self.sink(offered)))
         return self.read_at
 
     def _unhindered(self, start: int) -> bool:

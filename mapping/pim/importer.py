@@ -17,7 +17,8 @@ from lutra.hls_models.errors import ModelError
 from lutra.hls_models.shape import read_config
 from lutra.mapping.pim.model import GptModel, Layer, Norm
 from lutra.mapping.pim.shape import ACTIVATIONS, CONFIG_NAMES, GptShape, TransformerShape
-from lutra.mapping.safetensors_file import FLOATS, Checkpoint, write
+from lutra.mapping.safetensors_file import Checkpoint, write
+from lutra.mapping.tensor import FLOATS
 
 __all__ = ["Importer", "load", "save"]
 

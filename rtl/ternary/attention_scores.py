@@ -53,7 +53,7 @@ class Scores(wiring.Component):
                 "prefill": In(1),
                 "items": In(stream.Signature(item)),
                 "q_write": In(1),
-                "q_address": In(sum(item[name].shape for name in ("query", "token", "head"))),
+                "q_address": In(range(config.max_tokens * config.heads)),
                 "q_row": In(row_layout(config)),
                 "k_write": In(1),
                 "slot": In(1),
@@ -74,7 +74,7 @@ class Scores(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, item = self.config, self.items.payload
-        m.submodules.queries = queries = Memory(shape=row_layout(config), depth=1 << len(self.q_address), init=[], attrs=row_memory(config))
+        m.submodules.queries = queries = Memory(shape=row_layout(config), depth=config.max_tokens * config.heads, init=[], attrs=row_memory(config))
         m.submodules.keys = keys = Memory(shape=row_layout(config), depth=2 << len(self.index), init=[], attrs=row_memory(config))
         store_query, read_query = queries.write_port(), queries.read_port(domain="comb")
         store_key, read_key = keys.write_port(), keys.read_port(domain="comb")
@@ -99,7 +99,7 @@ class Scores(wiring.Component):
             store_key.addr.eq(Cat(self.index, self.slot)),
             store_key.data.eq(self.row),
             store_key.en.eq(self.k_write),
-            read_query.addr.eq(Cat(item.query, item.token, item.head)),
+            read_query.addr.eq(item.token * config.heads + item.head * config.group + item.query),
             read_key.addr.eq(Cat(index, slot)),
             report.eq(self.prefill | item.last),
             self.items.ready.eq((left == 0) & (tiles != 0) & (room >= item.keys) & (~report | (places != 0))),
