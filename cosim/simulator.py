@@ -5,8 +5,7 @@ A build's key is the hash of its RTL text, the flags and the identity of every t
 processes cannot see half of it; a product whose checksum differs counts as a miss. The log is kept beside the product.
 """
 
-import contextlib
-import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -17,31 +16,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from lutra.cosim import bulk
+from lutra.hls_models import cache
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["Build", "build", "cache_root", "kept_texts", "run", "tools"]
+__all__ = ["Build", "build", "kept_texts", "run", "tools"]
 
 TOP = "top"
-MANIFEST = "manifest.json"
 VERILOG = Path(__file__).parent / "verilog"
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-DLUTRA_TAPS", "--no-public-flat-rw", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 # The makefile of the wheel lacks the first one: designs of several C++ files do not build without it.
 MAKE_VARIABLES = {"CFG_CXXFLAGS_PCH_I": "-include", "OPT_SLOW": "-O0"}
 OPTIMIZATION = "-O1"
-STALE_SECONDS = 24 * 3600
-
-
-def cache_root() -> Path:
-    """``$LUTRA_CACHE`` or ``~/.cache/lutra/builds``."""
-    return Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra" / "builds")
 
 
 def tools() -> tuple[Path, dict[str, str]]:
@@ -61,7 +52,7 @@ def tools() -> tuple[Path, dict[str, str]]:
     return Path(spec.origin).parent, _identity(shutil.which("c++") or "")
 
 
-@cache
+@functools.cache
 def _identity(compiler: str) -> dict[str, str]:
     import cocotb_tools.config
 
@@ -87,40 +78,6 @@ class Build:
         self.plain = plain
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return bool(files) and all(_digest(folder / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _seal(work: Path, products: Iterable[str], about: Mapping[str, object]) -> None:
-    manifest = {**about, "files": {name: _digest(work / name) for name in sorted(products)}}
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
-
-
-def _publish(work: Path, folder: Path) -> None:
-    """Moves a finished build to its place; whoever comes second keeps the first one's, unless that one is broken."""
-    for _ in range(3):
-        try:
-            work.rename(folder)
-            return
-        except OSError:
-            if _intact(folder):
-                return
-            # A broken entry moves aside in one step before it is removed: nobody sees it half-deleted.
-            with contextlib.suppress(OSError):
-                folder.rename(work.with_suffix(".broken"))
-            shutil.rmtree(work.with_suffix(".broken"), ignore_errors=True)
-    raise ToolError(f"cannot publish a build to {folder}")
-
-
 def _own_sources(text: str) -> list[Path]:
     """The package's own files for a design. A module with C++ of the same name beside it is there only where the text instantiates it."""
     paths = sorted(path for path in VERILOG.iterdir() if path != bulk.MAIN)
@@ -144,7 +101,7 @@ def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimizatio
     text, log, objects = work / "bench.v", work / "build.log", work / "objects"
     text.write_text(verilog)
     sources = [*_own_sources(verilog), text]
-    kept = sorted(runtime.glob("*.o")) if _intact(runtime) else []
+    kept = sorted(runtime.glob("*.o")) if cache.intact(runtime) else []
     environment = _environment(root, optimization.replace(" ", "\\ "))
     try:
         if plain:
@@ -159,7 +116,7 @@ def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimizatio
             shutil.copy(log, whole)
         raise ToolError(f"Verilator could not build the bench ({error}); whole log: {whole}\n{tail}") from error
     (objects / TOP).rename(work / TOP)
-    if not _intact(runtime):
+    if not cache.intact(runtime):
         _keep_runtime(objects, runtime)
     shutil.rmtree(objects)
 
@@ -201,72 +158,35 @@ def _keep_runtime(objects: Path, runtime: Path) -> None:
     try:
         for path in objects.glob("verilated*.o"):
             shutil.copy(path, work)
-        _seal(work, [path.name for path in work.glob("*.o")], {})
-        _publish(work, runtime)
+        cache.seal(work, [path.name for path in work.glob("*.o")], {})
+        cache.publish(work, runtime)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _sweep() -> None:
-    """Removes what interrupted builds left in the cache."""
-    for work in cache_root().glob("*.*"):
-        with contextlib.suppress(OSError):
-            if time.time() - work.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(work, ignore_errors=True)
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """One process at a time makes an entry of the cache: the others wait and find it made. A killed one's lock is free."""
-    cache_root().mkdir(parents=True, exist_ok=True)
-    path = cache_root() / f"{name}.lock"
-    while True:
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    continue  # the one before has removed it meanwhile: another may hold the new one
-            except FileNotFoundError:
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-@cache
+@functools.cache
 def _sources() -> str:
     """Hash of everything that hardware is described by."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for folder in ("rtl", "hls_models", "cosim"):
         for path in sorted(path for kind in ("*.py", "*.v", "*.cpp", "*.yaml") for path in (package / folder).rglob(kind)):
-            digest.update(f"{path.relative_to(package)} {_digest(path)}\n".encode())
+            digest.update(f"{path.relative_to(package)} {cache.digest(path)}\n".encode())
     return digest.hexdigest()
 
 
 def kept_texts(description: object, make: Callable[[], dict[str, str]]) -> dict[str, str]:
     """Named texts that a design's description (JSON), this package's sources and their tools determine: kept in the cache, where elaborating is long."""
     versions = {package: version(package) for package in ("amaranth", "numpy", "pydantic")}
-    folder = cache_root() / f"text-{_key(versions, platform.python_version(), _sources(), description)}"
-    with _alone(folder.name):
-        if _intact(folder):
-            return {name: (folder / name).read_text() for name in json.loads((folder / MANIFEST).read_text())["files"]}
+
+    def write(work: Path) -> list[str]:
         texts = make()
-        work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache_root()))
-        try:
-            for name, text in texts.items():
-                (work / name).write_text(text)
-            _seal(work, texts, {})
-            _publish(work, folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return texts
+        for name, text in texts.items():
+            (work / name).write_text(text)
+        return list(texts)
+
+    folder, _ = cache.kept(f"text-{cache.key_of(versions, platform.python_version(), _sources(), description)}", {}, write)
+    return {name: (folder / name).read_text() for name in json.loads((folder / cache.MANIFEST).read_text())["files"]}
 
 
 def build(key_text: str, verilog: Callable[[], str], *, optimization: str | None = None, waves: bool = False, plain: bool = False) -> Build:
@@ -292,22 +212,14 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str | None
     own = [path.read_text() for path in (*_own_sources(key_text), *([bulk.MAIN] if plain else []))]
     # Verilator's own objects do not depend on the optimisation.
     settings = {"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves, "plain": plain}
-    key = _key(settings, optimization, own, key_text)
-    folder = cache_root() / key
-    if _intact(folder):
-        return Build(folder, hit=True, plain=plain)
-    with _alone(key):
-        if _intact(folder):
-            return Build(folder, hit=True, plain=plain)
-        _sweep()
-        work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_root()))
-        try:
-            _compile(root, verilog(), work, cache_root() / f"runtime-{_key(settings)}", optimization=optimization, waves=waves, plain=plain)
-            _seal(work, [TOP], settings)
-            _publish(work, folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return Build(folder, hit=False, plain=plain)
+
+    def make(work: Path) -> list[str]:
+        runtime = cache.cache_root() / f"runtime-{cache.key_of(settings)}"
+        _compile(root, verilog(), work, runtime, optimization=optimization, waves=waves, plain=plain)
+        return [TOP]
+
+    folder, hit = cache.kept(cache.key_of(settings, optimization, own, key_text), settings, make)
+    return Build(folder, hit=hit, plain=plain)
 
 
 def run(

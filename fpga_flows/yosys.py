@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lutra.cosim.simulator import cache_root
 from lutra.fpga_flows.families import FAMILIES, Family
+from lutra.hls_models.cache import cache_root
 from lutra.hls_models.errors import ToolError
 from lutra.rtl.verilog import LIBRARY, emit_rtlil, share_modules
 

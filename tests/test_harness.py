@@ -15,6 +15,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra.cosim import simulator
 from lutra.cosim.harness import Bench, Fault, Golden, Recording, Stimulus, compare, to_words
+from lutra.hls_models import cache
 from lutra.hls_models.errors import MismatchError, ToolError
 from lutra.hls_models.streams import handshakes, queue_times
 from lutra.rtl.memory import HexRam, HexRom
@@ -113,7 +114,7 @@ def bench():
 @pytest.fixture
 def private_cache(tmp_path, monkeypatch, bench):
     """An empty cache but for the run-time objects, whose compilation would take longer than all else."""
-    for folder in simulator.cache_root().glob("runtime-*"):
+    for folder in cache.cache_root().glob("runtime-*"):
         if "." not in folder.name:
             shutil.copytree(folder, tmp_path / "cache" / folder.name)
     monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "cache"))
@@ -347,10 +348,10 @@ def test_cache(private_cache, rng, monkeypatch):
 
 def test_leftovers_of_killed_builds_are_swept(private_cache):
     private_cache.mkdir(exist_ok=True)
-    for name, age in (("old.work", 2 * simulator.STALE_SECONDS), ("new.work", 0), ("entry", 2 * simulator.STALE_SECONDS)):
+    for name, age in (("old.work", 2 * cache.STALE_SECONDS), ("new.work", 0), ("entry", 2 * cache.STALE_SECONDS)):
         (private_cache / name).mkdir()
         os.utime(private_cache / name, times=(time.time() - age,) * 2)
-    simulator._sweep()
+    cache.sweep()
     assert {path.name for path in private_cache.iterdir() if "runtime" not in path.name} == {"new.work", "entry"}
 
 
@@ -359,15 +360,15 @@ def test_second_publisher_keeps_the_first_product(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "top").write_text(text)
-        simulator._seal(folder, ["top"], {})
+        cache.seal(folder, ["top"], {})
         return folder
 
     place = tmp_path / "key"
-    simulator._publish(finished("key.a", "first"), place)
-    simulator._publish(finished("key.b", "second"), place)
+    cache.publish(finished("key.a", "first"), place)
+    cache.publish(finished("key.b", "second"), place)
     assert (place / "top").read_text() == "first"
     (place / "top").write_text("damaged")
-    simulator._publish(finished("key.c", "third"), place)
+    cache.publish(finished("key.c", "third"), place)
     assert (place / "top").read_text() == "third"
 
 

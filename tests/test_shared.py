@@ -146,7 +146,7 @@ def test_tiles_are_what_the_cache_holds(rng: np.random.Generator) -> None:
     for one in cores(3, 3):
         golden, layout = Executor(one.spec, one.program), one.spec.kv_layout
         done = list(golden.generate(prompt_of(one, rng), 2, record=True))[-1]
-        memory = layout.pack(golden.cache.codes, golden.cache.scales).reshape(-1, layout.beat_bytes)
+        memory = layout.pack(golden.cache.codes.astype(np.int8), golden.cache.scales).reshape(-1, layout.beat_bytes)
         for layer, (beats, rows) in enumerate(zip(done.streams["kv"], done.streams["kv_data"], strict=True)):
             tiles = list(layout.order(layer, done.tokens, done.position))
             wanted = np.concatenate([memory[tile.address - layout.base :][: tile.beats] for tile in tiles])

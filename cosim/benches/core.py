@@ -73,7 +73,7 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
 
 
-def pattern(rng: np.random.Generator) -> dict[str, object]:
+def pattern(rng: np.random.Generator) -> dict[str, int]:
     """A memory that rests now and then: a rate, a refresh, or both."""
     kind, denominator = int(rng.integers(1, 4)), int(rng.integers(2, 9))
     rate = {"rate_numerator": int(rng.integers(denominator // 2, denominator)) or 1, "rate_denominator": denominator}

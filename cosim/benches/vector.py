@@ -133,7 +133,7 @@ def _parameters(config: VectorConfig, rng: np.random.Generator, job: VectorJob, 
 
 def pack_instruction(job: VectorJob, position: int = 0) -> Bits:
     """Payload of ``instr``: (1, words)."""
-    values = {**job.fields, "tokens": job.tokens, "position": position}
+    values = {**job.fields, "tokens": job.tokens, "position": position, "serial": 0}
     return pack(*((np.array([values[f.name]]), f.bits) for f in UNIT_FIELDS[Unit.VECTOR] + PASS_FIELDS))
 
 

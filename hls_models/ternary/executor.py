@@ -7,7 +7,7 @@ It reads the memory image and the decoded instructions, nothing else of the mode
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -224,7 +224,8 @@ class Executor:
                 self._emit("kv", lambda: shared.kv(load))
                 self._emit("kv_data", lambda: shared.kv_data(load))
                 for value, name in enumerate(("k_freed", "v_freed")):
-                    self._emit(name, lambda value=value: np.ones((sum(tile.value == value for tile in config.tiles(load)), 1), np.uint32))
+                    halves = sum(tile.value == value for tile in config.tiles(load))
+                    self._emit(name, partial(_ones, halves))
                 return
         if load.target == LoadTarget.WEIGHTS:
             self._weights.append((load.address, load.beats))
@@ -378,3 +379,7 @@ class Executor:
         table = Load(LoadTarget.HEAD, LoadMode.DIRECT, load["address"], load["beats"])
         self._pass.scores = self._table_scores(table, self._codes)
         self._pass.activation_scale = self.vector.scale[: self._pass.tokens].copy()
+
+
+def _ones(count: int) -> Bits:
+    return np.ones((count, 1), np.uint32)

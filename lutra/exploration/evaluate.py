@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lutra.cosim.simulator import cache_root
+from lutra.hls_models.cache import cache_root
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
