@@ -67,7 +67,7 @@ class HostedSystem(wiring.Component):
         # A start takes effect two clocks after its write: hold the host back from then on.
         access, taken = self.host.payload, self.host.valid & self.host.ready
         write = taken & ~access.read
-        starting = write & (access.address == Register.CONTROL) & access.data[0]
+        starting = write & (access.address == Register.CONTROL) & (access.data[0] | access.data[2])
         m.d.sync += [was_busy.eq(system.busy), self.finished.valid.eq(was_busy & ~system.busy), self.read.valid.eq(taken & access.read)]
         with m.If(starting):
             m.d.sync += started.eq(1)

@@ -145,7 +145,7 @@ def _layer_of(instruction: Instruction, label: str, before: str) -> str:
     """The layer that an instruction serves, from its label ("load layers.3.qkv.weights" → "layers.3"); shared tables go to who reads them."""
     if instruction.unit is Unit.LOADER:
         target = LoadTarget(instruction.fields["target"])
-        shared = {LoadTarget.EMBED: "embed", LoadTarget.HEAD: "head", LoadTarget.ROPE: before}
+        shared = {LoadTarget.EMBED: "embed", LoadTarget.HEAD: "head", LoadTarget.ROPE: before, LoadTarget.KV: before}
         if target in shared:
             return shared[target]
     parts = label.removeprefix("load ").split(".")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cores on a shared memory: golden values, passes that verify drafts, every word and handshake of the RTL."""
 
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from lutra.cosim.benches import core
 from lutra.cosim.core import CoreBench, Job, Turn
 from lutra.cosim.harness import Fault
 from lutra.hls_models.errors import ModelError
+from lutra.hls_models.ternary import core_units
+from lutra.hls_models.ternary.attention_cycles import AttentionTiming, SharedPhase
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.core_cycles import CoreTiming
 from lutra.hls_models.ternary.core_units import PassTimes
 from lutra.hls_models.ternary.drafts import NgramDrafts
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import LoadTarget, Unit
+from lutra.hls_models.ternary.repetition import Snapshot
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
 from lutra.mapping.place import CACHE
@@ -188,3 +193,43 @@ def test_every_beat_that_is_asked_for_comes() -> None:
         streams = CoreTiming(one.spec, one.program, detail=True).run(3, 1)[0].streams
         parts = [streams[name] for name in ("weights", "kv")]
         assert set(np.concatenate(parts) - 1) <= set(streams["data"]) and (np.diff(streams["data"]) > 0).all()
+
+
+def test_layers_that_repeat_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cycles are those of going through all layers, most of which need not be gone through where a layer's cache is whole bursts."""
+    attended, whole, layers = Counter[bool](), AttentionTiming.phase_shared, 12
+
+    def counted(*args: Any) -> SharedPhase:
+        attended[repeats] += 1
+        return whole(*args)
+
+    monkeypatch.setattr(AttentionTiming, "phase_shared", counted)
+    for number in range(8):
+        one = core.shared(np.random.default_rng([MASTER_SEED, 50, number]), layers=layers)
+        config, last = one.spec.config, one.spec.shape.context - 1
+        plan = [(0, config.chunk, False), (5, 1, True), (last, 1, True), (2, config.draft_lanes, True, True)]
+        assert config.memory is not None
+        attended.clear()
+        repeats = True
+        some = CoreTiming(one.spec, one.program).passes(plan)
+        with monkeypatch.context() as patch:
+            patch.setattr(core_units, "repeated_body", lambda *_: ([], 0))
+            repeats = False
+            others = CoreTiming(one.spec, one.program).passes(plan)
+        assert_equal(some, others)
+        assert attended[False] == len(plan) * layers
+        if one.spec.kv_layout.layer_beats % config.memory.burst_beats == 0:
+            assert attended[True] <= attended[False] * 2 // 3
+
+
+def test_a_state_is_all_that_layers_hand_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is what makes copies exact: without it layers that differ are taken for equal."""
+    monkeypatch.setattr(Snapshot, "__eq__", lambda *_: True)
+    wrong = 0
+    for number in range(8):
+        one = core.shared(np.random.default_rng([MASTER_SEED, 50, number]), layers=12)
+        some = CoreTiming(one.spec, one.program).passes([(5, 1, True)])
+        with monkeypatch.context() as patch:
+            patch.setattr(core_units, "repeated_body", lambda *_: ([], 0))
+            wrong += some[0].end != CoreTiming(one.spec, one.program).passes([(5, 1, True)])[0].end
+    assert wrong

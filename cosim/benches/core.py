@@ -81,7 +81,7 @@ def pattern(rng: np.random.Generator) -> dict[str, int]:
     return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
-def shared(rng: np.random.Generator, **changes: object) -> Small:
+def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: object) -> Small:
     """A core on a shared memory and a model of random small sizes; ``changes`` of its ``MemoryConfig``."""
     ports = int(rng.choice([1, 2, 4]))
     v: Literal[4, 8] = 8 if ports > 1 and rng.integers(2) else 4
@@ -98,7 +98,7 @@ def shared(rng: np.random.Generator, **changes: object) -> Small:
     shape = ModelShape(
         name="random",
         hidden=v * int(rng.integers(4, 12)),
-        layers=int(rng.integers(1, 4)),
+        layers=layers or int(rng.integers(1, 4)),
         heads=kv_heads * group,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -131,6 +131,7 @@ def shared(rng: np.random.Generator, **changes: object) -> Small:
         rope_rows=2 * burst * max(8, chunk * head_dim // v),
         best=int(rng.integers(1, 6)),
         queue=int(rng.integers(2, 5)),
+        program_words=max(128, 32 * shape.layers),
         memory=MemoryConfig.model_validate(memory | changes),
         prefetch_beats=int(rng.choice([1, 40, 200])),
     )
