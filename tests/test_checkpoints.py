@@ -297,7 +297,7 @@ def kv260(**changes: Any) -> CoreConfig:
     ("config", "changes", "message"),
     [
         (FALCON["1B"], {}, "config kv260 for model: rope_rows must be at least .* = 768, not 512; nearest: 768"),
-        (FALCON["10B"], {"rope_rows": 768}, r"layers\.0\.down: lookups wait for table builds .*; nearest: 640 and 4800, or allow_stalls"),
+        (FALCON["10B"], {"rope_rows": 768}, r"layers\.0\.down: lookups wait for table builds .*; nearest: 640 and 4821, or allow_stalls"),
         (FALCON["10B"] | {"max_position_embeddings": 1 << 17}, {}, r"max_position_embeddings: .*less than or equal to 65536, not 131072"),
         (ONE_BIT | {"hidden_size": 3200, "num_attention_heads": 32}, {}, "vector_lanes must divide the model's head_dim = 100, not 8; nearest: 4"),
     ],
@@ -313,7 +313,7 @@ def test_shapes_that_a_core_cannot_take(tmp_path: Path, config: dict[str, Any], 
 
 
 def test_nearest_choices_are_choices(tmp_path: Path) -> None:
-    for name, changes in (("1B", {"rope_rows": 768}), ("3B", {"rope_rows": 768}), ("10B", {"rope_rows": 768, "ring_rows": 4800})):
+    for name, changes in (("1B", {"rope_rows": 768}), ("3B", {"rope_rows": 768}), ("10B", {"rope_rows": 768, "ring_rows": 4821})):
         path = tmp_path / name / "config.json"
         path.parent.mkdir()
         path.write_text(json.dumps(FALCON[name]))
