@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A core without values or clocks, for the question whether an order of instructions can lock it."""
+"""The core's queues and buffers without values or clocks: whether a program can lock it."""
 
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -9,8 +9,6 @@ from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit
 from lutra.hls_models.ternary.trits import tiles_of
-
-__all__ = ["Machine", "StuckError"]
 
 
 class StuckError(Exception):
