@@ -163,6 +163,7 @@ def unpack_matrix(stored: np.ndarray, layout: RowLayout, columns: int, k: int, t
 def group_indices(trits: np.ndarray, half: bool) -> np.ndarray:
     """Trits (..., G) to the table index uint8 (...,): full, v + (3^G - 1) / 2; half, the sign of v above |v|."""
     group = trits.shape[-1]
+    trits = trits.astype(np.int8, copy=False)
     value = trits[..., 0]
     for place in range(1, group):  # at most 121: bytes suffice
         value = value * np.int8(3) + trits[..., place]
