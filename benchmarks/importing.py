@@ -19,7 +19,7 @@ from lutra.hls_models.shape import CONFIG_NAMES, ModelShape
 from lutra.mapping.catalogue import open_model
 from lutra.mapping.importer import NORM_NAMES, PLACES
 
-__all__ = ["measure", "write_checkpoint"]
+__all__ = ["measure", "measured", "write_checkpoint"]
 
 MODEL, CONFIG = "bitnet-2b4t", "kv260"
 PIECE = 1 << 24  # bytes written at once
@@ -81,14 +81,14 @@ def measure() -> dict[str, Any]:
         begin = time.perf_counter()
         write_checkpoint(folder, shape, 1)
         written = time.perf_counter() - begin
-        compiled = _command("compile", str(folder), "--config", CONFIG, "--out", str(run))
+        compiled = measured("compile", str(folder), "--config", CONFIG, "--out", str(run))
         sizes = {"checkpoint_bytes": (folder / "model.safetensors").stat().st_size, "image_bytes": (run / "program" / "memory.bin").stat().st_size}
-        estimated = _command("estimate", str(folder / "config.json"), "--config", CONFIG)
+        estimated = measured("estimate", str(folder / "config.json"), "--config", CONFIG)
     return {"model": MODEL, "parameters": shape.parameters, "config": CONFIG, **sizes, "seconds_to_make": written, "compile": compiled, "estimate": estimated}
 
 
-def _command(*arguments: str) -> dict[str, float]:
-    """Wall clock and largest resident set of a command of its own process."""
+def measured(*arguments: str) -> dict[str, float]:
+    """Wall clock and largest resident set of a command of lutra in a process of its own; LutraError with its last line where it fails."""
     begin = time.perf_counter()
     with subprocess.Popen([sys.executable, "-m", "lutra", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

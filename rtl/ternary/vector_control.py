@@ -370,7 +370,8 @@ class Control(wiring.Component):
         rope_rows = config.head_dim // v
         x_base = Signal(range(config.max_tokens * (config.hidden // v) + 1))
         turn_base = Signal(range(config.max_tokens * rope_rows + 1))
-        rope_start = Signal(range(config.rope_rows))
+        rope_start, rope_next = Signal(range(config.rope_rows)), Signal(range(config.rope_rows))
+        rope_block = Signal(range(config.rope_rows + 1), reset_less=True)  # rows of the instruction
         with m.If(self.load | (self.step & walker.tile_end)):
             m.d.sync += [x_base.eq(0), turn_base.eq(0)]
         with m.Elif(self.step & walker.token_end):
@@ -381,9 +382,12 @@ class Control(wiring.Component):
             self.turn.eq(rope & (walker.column < job.rope_columns)),
             self.x_row.eq(x_base + walker.beat),
             self.rope_row.eq(wrap(m, rope_start + turn_base + turns.position, config.rope_rows, "turn_row")),
-            self.rope_free.eq(Mux(self.finished & rope, job.tokens * rope_rows, 0)),
+            self.rope_free.eq(Mux(self.finished & rope, rope_block, 0)),
         ]
-        m.d.sync += rope_start.eq(wrap(m, rope_start + self.rope_free, config.rope_rows, "next_start"))
+        # Worked out ahead: an instruction takes many clocks from its first to its last.
+        m.d.sync += [rope_block.eq(job.tokens * rope_rows), rope_next.eq(wrap(m, rope_start + rope_block, config.rope_rows, "next_start"))]
+        with m.If(self.finished & rope):
+            m.d.sync += rope_start.eq(rope_next)
 
     def _latch(self, m: Module) -> None:
         word, job = self.instr.payload, self.job
