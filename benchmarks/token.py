@@ -27,7 +27,7 @@ from lutra.mapping.model import Matrix, Table, TernaryModel
 from lutra.progress import step
 from lutra.proofs import sizes_hash
 
-__all__ = ["CONTEXT", "PROMPT", "compiled", "full_size", "measure", "one_layer", "random_model", "run"]
+__all__ = ["CONTEXT", "PROMPT", "compiled", "full_size", "measure", "one_layer", "proof", "random_model", "run"]
 
 PRESET = "kv260"
 CONTEXT = 128
@@ -117,11 +117,11 @@ def run(bench: CoreBench, program: Program, turn: Turn) -> CoreRun:
 
 
 def _figures(found: CoreRun, seconds: float) -> dict[str, Any]:
-    """``seconds``: of the golden model, the cycle model and the comparison."""
+    """``seconds``: of RTL, golden model, cycle model and comparison together. The run's cycles are those of its passes and of fetching the program before."""
     cycles = found.measured[0]
     return {
         "cycles": cycles,
-        "predicted_cycles": found.ends[0] - found.starts[0],
+        "pass_cycles": sum(times.cycles for times in found.times),
         "words_compared": found.words_compared,
         "words_mismatched": found.words_mismatched,
         "rtl_seconds": round(found.seconds, 1),
@@ -157,5 +157,17 @@ def measure(model: str) -> dict[str, Any]:
             middle = time.perf_counter()
             figures = _figures(run(bench, program, turn), time.perf_counter() - middle)
             found[name] = {"layers": shape.layers, "image_seconds": round(middle - begin, 1), "image_bytes": len(program.image or ()), **figures}
-    found["tokens_per_second"] = spec.config.clock_hz / found["token"]["cycles"]
+    found["tokens_per_second"] = spec.config.clock_hz / found["token"]["pass_cycles"]
     return found
+
+
+def proof(result: dict[str, Any]) -> str:
+    """What a stored result shows, in words."""
+    token, layer = result["token"], result["layer"]
+    parts = [
+        f"a whole token at context {result['context']} ({token['layers']} layers and head): {token['pass_cycles']:,} cycles as predicted, "
+        f"{token['words_compared']:,} words, {token['words_mismatched']} differ",
+        f"{result['prompt']} prompt tokens through one layer: {layer['pass_cycles']:,} cycles as predicted, {layer['words_compared']:,} words, "
+        f"{layer['words_mismatched']} differ",
+    ]
+    return "; ".join(parts)
