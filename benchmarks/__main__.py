@@ -12,6 +12,7 @@ python -m benchmarks pim_page               docs/pim.md and its plots once more,
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
+python -m benchmarks token MODEL            a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB)
 python -m benchmarks import                 memory and time of compiling a made-up checkpoint of 2.4 G parameters (3 GB of temporary files)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 python -m benchmarks drafts TEXT            tokens per pass of n-gram drafts over greedy texts of the shipped model
@@ -48,7 +49,9 @@ from benchmarks import (
     pim_speed,
     planes,
     speed,
+    token,
 )
+from lutra import proofs
 from lutra.hls_models.errors import LutraError
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -82,6 +85,8 @@ ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "planes": planes.measure,
 }
 """Benchmarks of a text file: ``python -m benchmarks NAME TEXT``."""
+ON_MODEL: dict[str, Callable[[str], dict[str, Any]]] = {"token": token.measure}
+"""Benchmarks of a shape: ``python -m benchmarks NAME MODEL``, kept as NAME-MODEL."""
 
 
 def draw_pim(path: Path) -> None:
@@ -100,8 +105,12 @@ def newest(name: str) -> dict[str, Any] | None:
 def draw_kv260(path: Path) -> None:
     """The page of full-size models and its plot from a stored result, with what other benchmarks stored; the RTL runs that reports name."""
     stored = json.loads(path.read_text())
+    runs = [result for model in kv260.MODELS if (result := newest(f"token-{model}"))]
+    proofs.write({result["core"]: token.proof(result) for result in runs})
+    for figures in (case for cases in stored["curves"].values() for case in cases if "core" in case):
+        figures["backing"] = proofs.backing_of(figures["core"])
     kv260_plots.draw(stored, RESULTS)
-    others = {name: result for name in ("resources", "drafts", "planes", "bulk") if (result := newest(name))}
+    others = {name: result for name in ("resources", "drafts", "planes") if (result := newest(name))}
     (RESULTS.parent / "kv260.md").write_text(kv260_page.page(stored, stored["date"], stored["machine"], others), encoding="utf-8")
 
 
@@ -119,6 +128,8 @@ def main(arguments: list[str]) -> int:
     runs: dict[str, Callable[[], dict[str, Any]]] = {}
     if len(arguments) == 2 and arguments[0] in ON_TEXT:
         runs[arguments[0]] = partial(ON_TEXT[arguments[0]], Path(arguments[1]))
+    elif len(arguments) == 2 and arguments[0] in ON_MODEL:
+        runs["-".join(arguments)] = partial(ON_MODEL[arguments[0]], arguments[1])
     elif all(name in MEASURES | ON_REQUEST for name in arguments):
         runs = {name: (MEASURES | ON_REQUEST)[name] for name in arguments or MEASURES}
     else:

@@ -114,21 +114,22 @@ def pack(*fields: tuple[ArrayLike, int]) -> NDArray[np.uint32]:
             raise ValueError(f"values {array.min()} to {array.max()} must fit {width} bits")
         lanes = array.reshape(len(array), -1) if array.size else array.reshape(len(array), array.shape[1] if array.ndim > 1 else 1)
         mask = np.uint64((1 << min(width, 64)) - 1)
-        bits = lanes.astype(np.uint64 if array.dtype.kind == "u" else np.int64).view(np.uint64) & mask
-        columns += [(bits[:, lane], width) for lane in range(bits.shape[1])]
+        # Lane by lane in memory, as they are worked on: a row of a weight ring has hundreds.
+        bits = np.ascontiguousarray(lanes.T).astype(np.uint64 if array.dtype.kind == "u" else np.int64).view(np.uint64)
+        bits &= mask
+        columns += [(lane, width) for lane in bits]
     total = sum(width for _, width in columns)
     count = len(columns[0][0]) if columns else 0
-    out = np.zeros((count, words_for(total)), np.uint32)
+    out = np.zeros((-(-max(total, 1) // 64), count), np.uint64)
     offset = 0
     for column, width in columns:
-        for part in range(0, width, 32):
-            word, shift = divmod(offset + part, 32)
-            piece = ((column >> np.uint64(part)) & np.uint64(0xFFFFFFFF)) << np.uint64(shift) if part < 64 else np.zeros_like(column)
-            out[:, word] |= (piece & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-            if shift and word + 1 < out.shape[1]:
-                out[:, word + 1] |= (piece >> np.uint64(32)).astype(np.uint32)
+        word, shift = divmod(offset, 64)
+        if width:
+            out[word] |= column << np.uint64(shift)
+        if shift and shift + min(width, 64) > 64:
+            out[word + 1] |= column >> np.uint64(64 - shift)
         offset += width
-    return out
+    return np.ascontiguousarray(np.ascontiguousarray(out.T).view("<u4")[:, : words_for(total)])
 
 
 def unpack(payloads: ArrayLike, width: int, *, lanes: int = 1, offset: int = 0, signed: bool = False) -> NDArray[np.int64]:

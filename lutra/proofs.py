@@ -2,6 +2,7 @@
 """RTL runs that back the cycle model's figures: ``proofs.json``, written by ``python -m benchmarks kv260_page`` from the stored results of the bulk runs."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.runs import config_hash
 
-__all__ = ["PROOFS", "backing", "sizes_hash"]
+__all__ = ["PROOFS", "backing", "backing_of", "sizes_hash", "write"]
 
 PROOFS = Path(__file__).parent / "proofs.json"
 
@@ -18,6 +19,12 @@ PROOFS = Path(__file__).parent / "proofs.json"
 def _proofs() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(PROOFS.read_text(encoding="utf-8")) if PROOFS.is_file() else []
     return found
+
+
+def write(texts: Mapping[str, str]) -> None:
+    """Keeps what was run, in words, by ``sizes_hash``."""
+    PROOFS.write_text(json.dumps([{"core": core, "text": text} for core, text in texts.items()], indent=1) + "\n", encoding="utf-8")
+    _proofs.cache_clear()
 
 
 def sizes_hash(spec: CoreSpec) -> str:
@@ -29,5 +36,9 @@ def sizes_hash(spec: CoreSpec) -> str:
 
 def backing(spec: CoreSpec) -> str | None:
     """What was run on the RTL of a core with these sizes, in words; None where nothing was."""
-    runs = [proof["text"] for proof in _proofs() if proof["core"] == sizes_hash(spec)]
-    return "; ".join(runs) or None
+    return backing_of(sizes_hash(spec))
+
+
+def backing_of(core: str) -> str | None:
+    """The same, by ``sizes_hash``."""
+    return "; ".join(proof["text"] for proof in _proofs() if proof["core"] == core) or None

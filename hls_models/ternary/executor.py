@@ -251,7 +251,7 @@ class Executor:
         return np.ascontiguousarray(np.pad(beats, ((0, 0), (0, spare))) if spare else beats).view("<u4")
 
     def _matrix(self, f: dict[str, int]) -> tuple[Any, ...]:
-        """Weights as float32 (K, N), exact in a float32 product, the bytes that they are stored in, and a key for what follows from these."""
+        """Weights as float32 (N, K), exact in a float32 product, the bytes that they are stored in, and a key for what follows from these."""
         rows = f["k_blocks"] * sum(self.layout.tile_rows(t) for t in tiles_of(f["columns"], f["tile_columns"]))
         loads, need = [], rows * self.layout.row_beats
         while need > 0:
@@ -262,7 +262,7 @@ class Executor:
         def unpacked() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
             stored = np.concatenate([self._image[address : address + beats] for address, beats in loads]).reshape(-1)
             weights = unpack_matrix(stored, self.layout, f["columns"], f["k_blocks"] * self.layout.block, f["tile_columns"])
-            return np.ascontiguousarray(weights.T, np.float32), stored
+            return weights.astype(np.float32), stored
 
         return *self._kept.get(key, unpacked), key
 
@@ -270,10 +270,10 @@ class Executor:
         f, config = instruction.fields, self.spec.config
         weights, stored, key = self._matrix(f)
         codes = self._codes
-        padded = np.zeros((len(codes), len(weights)), np.float32)
+        padded = np.zeros((len(codes), weights.shape[1]), np.float32)
         padded[:, : codes.shape[1]] = codes
         # |sum| <= 127 * K < 2^24: exact in float32 (CoreSpec's widths guarantee it up to K = 131,072).
-        self._sums = (padded @ weights).astype(np.int64)
+        self._sums = (padded @ weights.T).astype(np.int64)
         lanes = config.vector_lanes
         self._emit("sums", lambda: pack((to_beats(self._sums, f["tile_columns"], lanes), self.spec.tlmm.accumulator_bits)))
         self._emit("rows", lambda: self._row_words(f, stored, key))

@@ -34,6 +34,20 @@ CODES = ((np.arange(3**TRITS_PER_BYTE) * 256 + 242) // 243).astype(np.uint8)
 """Stored byte of each value of five trits."""
 
 
+def _decoded() -> np.ndarray:
+    rest = np.arange(256)
+    out = np.empty((256, TRITS_PER_BYTE), np.int8)
+    for i in range(TRITS_PER_BYTE):
+        product = rest * 3  # the top of three times the fraction is the digit, the low byte the rest
+        out[:, i] = (product >> 8) - 1
+        rest = product & 255
+    return out
+
+
+TRITS = _decoded()
+"""The five trits of each byte."""
+
+
 class RowLayout(Config):
     """Shape of a weight row: ``columns`` x ``tables`` groups of ``group`` trits, padded with zero weights to whole beats."""
 
@@ -80,13 +94,7 @@ def encode_bytes(trits: np.ndarray) -> np.ndarray:
 
 def decode_bytes(code: np.ndarray) -> np.ndarray:
     """Code bytes uint8 (..., b) to trits int8 (..., 5 * b); every one of the 256 byte values has a meaning, as in the RTL."""
-    rest: np.ndarray = code.astype(np.uint16)
-    out = np.empty((*code.shape, TRITS_PER_BYTE), np.int8)
-    for i in range(TRITS_PER_BYTE):
-        product = rest * 3  # the top of three times the fraction is the digit, the low byte the rest
-        out[..., i] = (product >> 8).astype(np.int8) - 1
-        rest = product & 255
-    return out.reshape(*code.shape[:-1], -1)
+    return TRITS[code].reshape(*code.shape[:-1], -1)
 
 
 def tiles_of(columns: int, tile_columns: int) -> list[int]:
@@ -155,11 +163,15 @@ def unpack_matrix(stored: np.ndarray, layout: RowLayout, columns: int, k: int, t
 def group_indices(trits: np.ndarray, half: bool) -> np.ndarray:
     """Trits (..., G) to the table index uint8 (...,): full, v + (3^G - 1) / 2; half, the sign of v above |v|."""
     group = trits.shape[-1]
-    value = trits.astype(np.int16) @ (3 ** np.arange(group - 1, -1, -1, dtype=np.int16))
+    trits = trits.astype(np.int8, copy=False)
+    value = trits[..., 0]
+    for place in range(1, group):  # at most 121: bytes suffice
+        value = value * np.int8(3) + trits[..., place]
     largest = (3**group - 1) // 2
     if not half:
-        return (value + largest).astype(np.uint8)
-    return (((value < 0).astype(np.int16) << largest.bit_length()) | np.abs(value)).astype(np.uint8)
+        return value.view(np.uint8) + np.uint8(largest)
+    sign = value < 0
+    return np.where(sign, -value, value).view(np.uint8) | sign.view(np.uint8) << np.uint8(largest.bit_length())
 
 
 def indices_of_rows(stored: np.ndarray, layout: RowLayout, half: bool) -> np.ndarray:
