@@ -115,7 +115,7 @@ def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12)
     for load, one, where, beats in zip(todo, ids, addresses, memory, strict=True):
         words["instr"].append(pack(*((np.array([getattr(load, f.name)]), f.bits) for f in UNIT_FIELDS[Unit.LOADER] + PASS_FIELDS)))
         words["data"].append(pack((beats, 8)))
-        words["read"].append(pack((where, 32)))
+        words["read"].append(pack((where, 32), (np.ones(len(where), np.int64), 9)))
         if one is not None:
             words["id"].append(pack((one, 20)))
             words["id_request"].append(pack(((load.position + np.arange(load.tokens)) & 0xFFFF, 16)))
@@ -128,10 +128,10 @@ def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12)
         else:
             payload = pack((beats, 8))
         words[load.target.name.lower()].append(payload)
-    zeros = {name: [np.zeros((len(times[name]), 1), np.uint32)] for name in ("done", "weights_freed", "params_freed", "rope_freed")}
+    zeros = {name: [np.zeros((len(times[name]), 1), np.uint32)] for name in times if name == "done" or name.endswith("_freed")}
     joined = {name: np.concatenate(parts) if parts else np.zeros((0, 1), np.uint32) for name, parts in (words | zeros).items()}
     # What answers a cause is offered when the model says that it is taken: before that, its cause may not have come.
-    inputs = {name: Stimulus(joined[name], times[name]) for name in ("id", "data", "weights_freed", "params_freed", "rope_freed") if len(times[name])}
+    inputs = {name: Stimulus(joined[name], times[name]) for name in times if name in ("id", "data") or name.endswith("_freed") if len(times[name])}
     return Case(
         stimuli=inputs | {"instr": Stimulus(joined["instr"], stimulus.instr)},
         ready=dict(stimulus.ready),

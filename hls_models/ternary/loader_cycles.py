@@ -55,7 +55,7 @@ class _Simulation:
     def __init__(self, config: LoaderConfig, stimulus: LoaderStimulus) -> None:
         self.config, self.stimulus = config, stimulus
         self.ready = {name: Ready(stimulus.ready.get(name)) for name in self.OUTPUTS}
-        inputs = ("instr", "id", "data", "weights_freed", "params_freed", "rope_freed", "weights")
+        inputs = ("instr", "id", "data", "weights_freed", "params_freed", "rope_freed", "k_freed", "v_freed", "weights", "kv")
         self.times: dict[str, list[int]] = {name: [] for name in (*inputs, *self.OUTPUTS)}
         self.fires: list[int] = []
         self.pops: dict[str, list[int]] = {"rows": [], "embed": [], "head": []}

@@ -96,8 +96,14 @@ class LoaderTiming:
         if config.outstanding < latency + 2:
             raise ValueError(f"outstanding must be at least latency + 2 = {latency + 2}, not {config.outstanding}; nearest: {latency + 2}")
         self.config, self.latency, self.id_latency, self.detail = config, latency, id_latency, detail
-        rooms = (config.ring_rows, config.params_rows, config.rope_rows, config.embed_beats, config.head_beats)
-        self._credits = {target: _Credits(np.full((*passes, room), -1)) for target, room in zip(LoadTarget, rooms, strict=True)}
+        rooms = {
+            LoadTarget.WEIGHTS: config.ring_rows,
+            LoadTarget.PARAMS: config.params_rows,
+            LoadTarget.ROPE: config.rope_rows,
+            LoadTarget.EMBED: config.embed_beats,
+            LoadTarget.HEAD: config.head_beats,
+        }
+        self._credits = {target: _Credits(np.full((*passes, room), -1)) for target, room in rooms.items()}
         self._rows_pops = np.full((*passes, config.rows_beats), -1)
         self._planned = np.zeros(passes, np.int64)
         self._issued = self._row = self._unit = np.full(passes, -1)

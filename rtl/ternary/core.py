@@ -13,6 +13,7 @@ from lutra.rtl.ternary.attention import Attention
 from lutra.rtl.ternary.dispatch import Dispatch
 from lutra.rtl.ternary.head import Head
 from lutra.rtl.ternary.loader import Loader
+from lutra.rtl.ternary.loader_issue import REQUEST
 from lutra.rtl.ternary.registers import RegisterPort, Registers
 from lutra.rtl.ternary.requantise import codes_layout
 from lutra.rtl.ternary.sequencer import Sequencer
@@ -29,7 +30,7 @@ class Core(wiring.Component):
     Members
     -------
     bus : ``In(RegisterPort())``
-    read, data : read-only memory (program, tables, parameters, weights): beat addresses out, beats back in order.
+    read, data : read-only memory (program, tables, parameters, weights): bursts {address, beats} out, beats back in order.
     kv_write, kv_read, kv_data : key/value memory, one row (fp32 scale and head_dim codes, or head_dim 16-bit floats) per address.
     token : ``Out(stream)``
         Every chosen id as it comes; one clock, never waits for ``ready``.
@@ -43,7 +44,7 @@ class Core(wiring.Component):
         super().__init__(
             {
                 "bus": In(RegisterPort()),
-                "read": Out(stream.Signature(32)),
+                "read": Out(stream.Signature(REQUEST)),
                 "data": In(stream.Signature(8 * spec.config.beat_bytes)),
                 "kv_write": Out(stream.Signature(data.StructLayout({"address": 24, "row": row}))),
                 "kv_read": Out(stream.Signature(24)),
@@ -95,7 +96,8 @@ class Core(wiring.Component):
         booting = ~sequencer.booted
         m.d.comb += [
             self.read.valid.eq(Mux(booting, sequencer.read.valid, loader.read.valid)),
-            self.read.payload.eq(Mux(booting, sequencer.read.payload, loader.read.payload)),
+            self.read.payload.address.eq(Mux(booting, sequencer.read.payload, loader.read.payload.address)),
+            self.read.payload.beats.eq(Mux(booting, 1, loader.read.payload.beats)),
             sequencer.read.ready.eq(self.read.ready & booting),
             loader.read.ready.eq(self.read.ready & ~booting),
             sequencer.data.valid.eq(self.data.valid & booting),
