@@ -25,12 +25,13 @@ from pathlib import Path
 
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["Build", "build", "cache_root", "kept_texts", "run", "tools"]
+__all__ = ["TOP", "Build", "build", "build_program", "cache_root", "kept_texts", "run", "tools"]
 
 TOP = "top"
 MANIFEST = "manifest.json"
 VERILOG = Path(__file__).parent / "verilog"
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-DLUTRA_TAPS", "--no-public-flat-rw", "-Wno-fatal", "-Wno-lint", "-Wno-style")
+PROGRAM_FLAGS = ("--cc", "--exe", "--build", "-j", "1", "-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 # The makefile of the wheel lacks the first one: designs of several C++ files do not build without it.
 MAKE_VARIABLES = {"CFG_CXXFLAGS_PCH_I": "-include", "OPT_SLOW": "-O0"}
 OPTIMIZATION = "-O1"
@@ -216,7 +217,7 @@ def _sources() -> str:
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for folder in ("rtl", "hls_models", "cosim"):
-        for path in sorted(path for kind in ("*.py", "*.v", "*.yaml") for path in (package / folder).rglob(kind)):
+        for path in sorted(path for kind in ("*.py", "*.v", "*.cpp", "*.yaml") for path in (package / folder).rglob(kind)):
             digest.update(f"{path.relative_to(package)} {_digest(path)}\n".encode())
     return digest.hexdigest()
 
@@ -259,6 +260,36 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str = OPTI
     # Verilator's own objects do not depend on the optimisation.
     settings = {"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves}
     key = _key(settings, optimization, own, key_text)
+    runtime = cache_root() / f"runtime-{_key(settings)}"
+    return _made(key, settings, lambda work: _compile(root, verilog(), work, runtime, optimization=optimization, waves=waves))
+
+
+def build_program(key_text: str, verilog: Callable[[], str], main: Path, *, optimization: str = OPTIMIZATION) -> Build:
+    """A design, module ``top``, compiled with a C++ main program of its own in place of cocotb; parameters as in ``build``."""
+    root, identity = tools()
+    settings = {"tools": identity, "flags": PROGRAM_FLAGS, "make": MAKE_VARIABLES}
+
+    def compile_in(work: Path) -> None:
+        (work / "design.v").write_text(verilog())
+        variables = {**MAKE_VARIABLES, "OPT_FAST": optimization, "PYTHON3": Path(sys.executable).name}
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "MAKELEVEL"},
+            "VERILATOR_ROOT": str(root),
+            "MAKEFLAGS": " ".join(f"{name}={value}" for name, value in variables.items()),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        command = [str(root / "bin" / "verilator"), *PROGRAM_FLAGS, "--top-module", TOP, "-Mdir", "objects", "-o", TOP, "design.v", str(main)]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ToolError("Verilator could not build the program\n" + "\n".join((done.stdout + done.stderr).splitlines()[-20:]))
+        (work / "objects" / TOP).rename(work / TOP)
+        shutil.rmtree(work / "objects")
+
+    return _made(_key(settings, optimization, main.read_text(), key_text), settings, compile_in)
+
+
+def _made(key: str, settings: Mapping[str, object], compile_in: Callable[[Path], None]) -> Build:
+    """The build of a key, from the cache where it is there; ``compile_in`` makes the program in a folder."""
     folder = cache_root() / key
     if _intact(folder):
         return Build(folder, hit=True)
@@ -268,7 +299,7 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str = OPTI
         _sweep()
         work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_root()))
         try:
-            _compile(root, verilog(), work, cache_root() / f"runtime-{_key(settings)}", optimization=optimization, waves=waves)
+            compile_in(work)
             _seal(work, [TOP], settings)
             _publish(work, folder)
         finally:
