@@ -3,7 +3,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
+    from lutra.talk import Turn
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -59,6 +60,7 @@ __all__ = [
     "report",
     "reports",
     "shipped",
+    "talk",
     "verilog",
     "write_file",
 ]
@@ -332,6 +334,43 @@ def verilog(config: str | Path | AnyConfig = DEFAULT_CONFIG, *, model: str | Pat
     if isinstance(sizes, PimConfig):
         return pim_run.verilog(sizes, name)
     return engine.verilog(_spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), name)
+
+
+def talk(
+    port: str,
+    prompts: Iterable[str],
+    *,
+    run: str | Path | None = None,
+    tokens: int = 64,
+    baud: float | None = None,
+    on_text: OnText | None = None,
+    on_notice: Callable[[str], None] | None = None,
+    patient: bool = False,
+) -> "list[Turn]":
+    """A conversation with a core at the other end of a serial line.
+
+    Parameters
+    ----------
+    port : a serial port of this machine, or ``sim:RUN``: the run's core simulated with its UART, bit by bit
+    run : the compiled run that the board's bitstream was made from (default: the shipped model on the shipped core)
+    others : as for ``lutra.talk.talk``
+    """
+    from lutra import talk as talking
+
+    simulated = port.startswith(talking.SIMULATED)
+    folder = port.removeprefix(talking.SIMULATED) if simulated else run
+    program = None
+    if folder is not None:
+        opened = open_run(folder)
+        spec, program = _compiled(opened)
+        words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
+    else:
+        sizes = core_config(DEFAULT_CONFIG, "talk")
+        source, shape = open_named(DEFAULT_MODEL, sizes, shape_only=True)
+        spec = _spec(sizes, shape_of(shape))
+        words = tokenizer(source or Path(DEFAULT_MODEL), spec.shape.vocabulary)
+    line = talking.open_port(port, spec, program, baud or talking.BAUD)
+    return talking.talk(line, spec, words, prompts, tokens=tokens, on_text=on_text, on_notice=on_notice, patient=patient)
 
 
 def pim_trace(trace: str | Path, preset: str | Path = "gddr6-aim", *, refresh: bool = True) -> "TraceResult":
