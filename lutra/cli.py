@@ -221,7 +221,7 @@ def verilog(
     print(text if out is None else f"{out}: module {module}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
 
 
-@app.command(epilog=_examples("lutra talk --port /dev/ttyUSB0", 'lutra talk --port sim:runs/tiny --tokens 16 --prompt ROMEO:'))
+@app.command(epilog=_examples("lutra talk --port /dev/ttyUSB0", "lutra talk --port sim:runs/tiny --tokens 16 --prompt ROMEO:"))
 def talk(
     port: Annotated[str, typer.Option("--port", "-p", metavar="PORT|sim:RUN", help="A serial port, or a compiled run whose RTL is simulated with its UART.")],
     run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The run that the board holds.", show_default="the shipped model")] = None,

@@ -86,7 +86,7 @@ def answers(spec: CoreSpec, program: Program, prompts: list[list[int]], wanted: 
     for prompt in prompts:
         start = max(0, len(said) - 1)
         said += prompt
-        found.append([done.token for done in golden.generate(said[start:], wanted, start=start) if done.last])
+        found.append([done.token for done in golden.generate(said[start:], wanted, start=start) if done.token is not None])
         said += found[-1]
     return found
 
@@ -255,7 +255,7 @@ def test_an_answer_that_is_broken_off(port: SimulatedPort, spec: CoreSpec, progr
     first, second = answers(spec, program, PROMPTS[:1], len(written))[0], Executor(spec, program)
     assert written == first
     list(second.generate(PROMPTS[0], len(written)))
-    expected = [done.token for done in second.generate([written[-1], *PROMPTS[1]], WANTED, start=len(PROMPTS[0]) + len(written) - 1) if done.last]
+    expected = [done.token for done in second.generate([written[-1], *PROMPTS[1]], WANTED, start=len(PROMPTS[0]) + len(written) - 1) if done.token is not None]
     assert list(conversation.say(PROMPTS[1], WANTED)) == expected
 
 
