@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
 from lutra.cosim.harness import Bench, Fault, Recording, Stimulus, compare
 from lutra.hls_models.floats import E8M11, FP16, FP32, FloatFormat, from_float64
 from lutra.hls_models.streams import pack
-from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig, KvCache, attend, read_addresses, write_addresses
+from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig, KvCache, attend, read_addresses, read_lasts, write_addresses
 from lutra.hls_models.ternary.attention_cycles import attention_cycles
 from lutra.rtl.ternary.attention import Attention
 
@@ -20,15 +23,19 @@ DATA = ("plain", "zero_values", "equal_scores", "huge_scales", "tiny_weights", "
 SMALLEST = AttentionConfig(heads=1, kv_heads=1, head_dim=1, layers=1, context=1, max_tokens=1, key_tile=1, vector_lanes=1)
 
 
-def configurations(seed: int, count: int = 12) -> list[AttentionConfig]:
-    """Sizes derived from the seed; the first two are the smallest that are legal, two more of the widest (most are narrow: lanes cost compile time).
+KINDS: tuple[dict[str, object], ...] = ({"kv_format": "int8"}, {"kv_format": "fp16"}, {"kv_format": "int8", "shared": True})
+"""Number formats, and where keys and values lie."""
 
-    Of both pairs one is int8 and one fp16, the others are any.
+
+def configurations(seed: int, count: int = 14) -> list[AttentionConfig]:
+    """Sizes derived from the seed; the first three are the smallest that are legal, three more of the widest (most are narrow: lanes cost compile time).
+
+    Of both triples one is of each of ``KINDS``, the others are any.
     """
     rng = np.random.default_rng(seed)
-    out = [SMALLEST, SMALLEST.model_copy(update={"kv_format": "fp16"})]
+    out = [AttentionConfig.model_validate(SMALLEST.model_dump() | kind) for kind in KINDS]
     while len(out) < count:
-        wide = len(out) in (2, 3)
+        wide = len(out) < 2 * len(KINDS)
         lanes = 8 if wide else int(rng.choice([1, 2, 2, 3, 4]))
         kv_heads = int(rng.integers(1, 4))
         head_dim = 32 if wide else lanes * int(rng.integers(1, 16 // lanes + 1))
@@ -45,16 +52,39 @@ def configurations(seed: int, count: int = 12) -> list[AttentionConfig]:
                 vector_lanes=lanes,
                 format=FloatFormat(8, int(rng.integers(7, 13))) if rng.integers(4) == 0 else E8M11,
                 partials=int(rng.choice([8, 16])),
-                kv_format=("int8", "fp16")[int(rng.integers(2)) if len(out) > 3 else len(out) - 2],
+                **KINDS[len(out) % len(KINDS) if wide else int(rng.integers(len(KINDS)))],
             )
         )
     return out
 
 
+class SharedAttention(wiring.Component):
+    """ATTEND of a shared memory beside a stand-in for the writer to it: ``responses`` has a beat for each row that was given to ``kv_write``, taken a clock
+    later at the earliest; ``stored`` as a stream."""
+
+    def __init__(self, config: AttentionConfig) -> None:
+        self.attention = Attention(config)
+        own = {name: member for name, member in self.attention.signature.members.items() if name not in ("idle", "stored")}
+        super().__init__(own | {"responses": In(stream.Signature(1)), "stored": Out(stream.Signature(1))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.attention = attention = self.attention
+        waiting = Signal(16)  # rows without a response
+        for name, member in attention.signature.members.items():
+            if member.is_signature:
+                ports = getattr(attention, name), wiring.flipped(getattr(self, name))
+                wiring.connect(m, *ports)
+        row, response = self.kv_write, self.responses
+        m.d.comb += [response.ready.eq(waiting != 0), attention.idle.eq(waiting == 0), self.stored.valid.eq(attention.stored), self.stored.payload.eq(1)]
+        m.d.sync += waiting.eq(waiting + (row.valid & row.ready) - (response.valid & response.ready))
+        return m
+
+
 def bench(configs: Sequence[AttentionConfig]) -> Bench:
     out = Bench("attention", description=["attention", [config.model_dump(mode="json") for config in configs]])
     for i, config in enumerate(configs):
-        out.add(f"c{i}", Attention(config))
+        out.add(f"c{i}", SharedAttention(config) if config.shared else Attention(config))
     return out
 
 
@@ -63,15 +93,15 @@ class Case:
     """Passes in order, the golden payloads of every port, what stalls, and the predicted handshakes."""
 
     config: AttentionConfig
-    passes: list[tuple[int, int]]
+    passes: list[tuple[int, int, bool]]
     payloads: dict[str, NDArray[np.uint32]]
     not_before: dict[str, NDArray[np.int64]]
     ready: dict[str, NDArray[np.bool_]]
     cycles: dict[str, NDArray[np.int64]]
 
 
-def _passes(config: AttentionConfig, rng: np.random.Generator, limit: int) -> list[tuple[int, int, int]]:
-    """(layer, tokens, position): a prompt in chunks and some decoding, the last position included at times."""
+def _passes(config: AttentionConfig, rng: np.random.Generator, limit: int) -> list[tuple[int, int, int, bool]]:
+    """(layer, tokens, position, serial): a prompt in chunks, some decoding and some drafts, the last position included at times."""
     layer = int(rng.integers(config.layers))
     position = int(rng.integers(config.context)) if rng.integers(2) else 0
     out = []
@@ -80,7 +110,7 @@ def _passes(config: AttentionConfig, rng: np.random.Generator, limit: int) -> li
             break
         most = min(config.max_tokens, config.context - position)
         tokens = int(rng.integers(1, most + 1)) if rng.integers(3) else 1
-        out.append((layer, tokens, position))
+        out.append((layer, tokens, position, bool(rng.integers(4) == 0)))
         position += tokens
     return out
 
@@ -152,26 +182,36 @@ def case(config: AttentionConfig, rng: np.random.Generator, *, limit: int = 6, d
     cache = KvCache.empty(config)
     codes, scales = _rows(config, rng, config.context, 0, data)
     cache.store(passes[0][0], 0, codes[:, heads:], scales[:, heads:])
-    parts: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("qkv", "kv_write", "kv_read", "kv_data", "values")}
-    for layer, tokens, position in passes:
+    names = ("qkv", "kv_write", "kv_data", "values", *(() if config.shared else ("kv_read",)))
+    parts: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in names}
+    for layer, tokens, position, serial in passes:
         codes, scales = _rows(config, rng, tokens, position, data)
         cache.store(layer, position, codes[:, heads:], scales[:, heads:])
-        read = read_addresses(config, layer, tokens, position)
-        values = attend(config, codes[:, :heads], scales[:, :heads], cache, layer, position)
-        values = values.reshape(tokens, config.kv_heads, -1).transpose(1, 0, 2).reshape(-1, config.vector_lanes)
+        read = read_addresses(config, layer, tokens, position, serial=serial)
+        values = attend(config, codes[:, :heads], scales[:, :heads], cache, layer, position, serial=serial).reshape(tokens, config.kv_heads, -1)
+        values = (values if serial else values.transpose(1, 0, 2)).reshape(-1, config.vector_lanes)
         parts["qkv"].append(_beats(config, rng, codes, scales))
         parts["kv_write"].append(cache.rows(write_addresses(config, layer, tokens, position), with_address=True))
-        parts["kv_read"].append(pack((read, ADDRESS_BITS)))
-        parts["kv_data"].append(cache.rows(read))
+        if config.shared:
+            parts["kv_data"].append(cache.rows(read, last=read_lasts(config, tokens, position, serial=serial)))
+        else:
+            parts["kv_read"].append(pack((read, ADDRESS_BITS)))
+            parts["kv_data"].append(cache.rows(read))
         parts["values"].append(pack((values, config.format.bits)))
     payloads = {name: np.concatenate(words) for name, words in parts.items()}
-    payloads["instr"] = pack(*((np.array([one[i] for one in passes], np.int64), bits) for i, bits in enumerate((8, 8, 16))))
+    payloads["instr"] = pack(*((np.array([one[i] for one in passes], np.int64), bits) for i, bits in enumerate((8, 8, 16, 1))))
     payloads["done"] = np.ones((len(passes), 1), np.uint32)
+    if config.shared:
+        payloads["responses"] = np.ones((len(payloads["kv_write"]), 1), np.uint32)
     traces = {name: _stalls(rng, len(beats)) if stalls else (np.zeros(len(beats), np.int64), np.ones(0, bool)) for name, beats in sorted(payloads.items())}
-    not_before = {name: traces[name][0] for name in ("instr", "qkv", "kv_data")}
-    ready = {name: traces[name][1] for name in ("kv_write", "kv_read", "values", "done")}
-    plain = [(tokens, position) for _, tokens, position in passes]
-    return Case(config, plain, payloads, not_before, ready, attention_cycles(config, plain, not_before, ready))
+    not_before = {name: traces[name][0] for name in ("instr", "qkv", "kv_data", *(("responses",) if config.shared else ()))}
+    ready = {name: traces[name][1] for name in ("kv_write", "values", "done", *(() if config.shared else ("kv_read",)))}
+    plain = [(tokens, position, serial) for _, tokens, position, serial in passes]
+    cycles = attention_cycles(config, plain, not_before, ready)
+    if config.shared:
+        not_before["kv_data"] = cycles["kv_data"]
+        payloads |= {name: np.ones((len(cycles[name]), 1), np.uint32) for name in ("k_freed", "v_freed", "stored")}
+    return Case(config, plain, payloads, not_before, ready, cycles)
 
 
 def _beats(config: AttentionConfig, rng: np.random.Generator, codes: NDArray[np.integer], scales: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -5,8 +5,9 @@ Prefill is TeLLMe's reversed and reordered attention (arXiv 2510.15926): tiles w
 cache keeps its natural order and the loop over key tiles is what runs backwards. Decode reads K once and V once, with all scores of a KV head in between.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from lutra.hls_models.functions import MAX_MANTISSA, exp2
 from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.config import KvFormat
 
-__all__ = ["AttentionConfig", "KvCache", "attend", "read_addresses", "reference", "write_addresses"]
+__all__ = ["AttentionConfig", "KeyTile", "KvCache", "attend", "key_tiles", "read_addresses", "read_lasts", "reference", "write_addresses"]
 
 Bits = NDArray[np.uint32]
 Real = NDArray[np.float64]
@@ -51,7 +52,9 @@ class AttentionConfig(Config):
     format: FloatFormat = Field(default=E8M11, description="of probabilities and values (F)")
     partials: int = Field(default=8, ge=1, le=64, description="partial sums of a denominator (A)")
     kv_format: KvFormat = Field(default="int8", description="number format of queries, keys and values")
+    shared: bool = Field(default=False, description="keys and values lie in a shared memory: LOADER brings their rows, AxiWriter takes new ones")
     row_ram: Literal["distributed", "block"] = Field(default="distributed", description="memory of the queries of a pass and of tiles: LUT-RAM or block RAM")
+    score_ram: Literal["block", "ultra"] | None = Field(default=None, description="memory of the scores of a KV head; none: as row_ram")
 
     @property
     def group(self) -> int:
@@ -125,6 +128,8 @@ class AttentionConfig(Config):
                 raise ValueError(f"{name} must be a power of two of at least {low}, not {value}; nearest: {power}")
         if self.max_tokens > self.context:
             raise ValueError(f"max_tokens must be at most context = {self.context}, not {self.max_tokens}; nearest: {self.context}")
+        if self.shared and self.kv_format != "int8":
+            raise ValueError(f"kv_format must be int8 where memory is shared, not {self.kv_format}")
         if self.rows > 1 << ADDRESS_BITS:
             nearest = (1 << ADDRESS_BITS) // (2 * self.layers * self.kv_heads)
             raise ValueError(f"context must leave at most 2^{ADDRESS_BITS} rows of keys and values, not {self.context} ({self.rows} rows); nearest: {nearest}")
@@ -157,13 +162,17 @@ class KvCache:
         self.codes[layer, :, position : position + n] = pair.transpose(2, 0, 1, 3)
         self.scales[layer, :, position : position + n] = np.asarray(scales).reshape(n, 2, -1).transpose(2, 0, 1)
 
-    def rows(self, addresses: NDArray[np.int64], *, with_address: bool = False) -> Bits:
-        """Payload words of the memory's rows at ``addresses``: {scale, codes} or {codes} of fp16, with the address before them as they are written."""
+    def rows(self, addresses: NDArray[np.int64], *, with_address: bool = False, last: NDArray[np.bool_] | None = None) -> Bits:
+        """Payload words of the memory's rows at ``addresses``: {scale, codes} or {codes} of fp16.
+
+        As they are written they have their address before them; as they come from a shared memory they have {value, last} behind them, ``last`` being given.
+        """
         head = [(addresses, ADDRESS_BITS)] if with_address else []
+        tail = [] if last is None else [(addresses % 2, 1), (last, 1)]
         codes = self.codes.reshape(-1, self.codes.shape[-1])[addresses]
         if self.kv_format == "fp16":
             return pack(*head, (codes, 16))
-        return pack(*head, (self.scales.ravel()[addresses], 32), (codes, 8))
+        return pack(*head, (self.scales.ravel()[addresses], 32), (codes, 8), *tail)
 
 
 def write_addresses(config: AttentionConfig, layer: int, tokens: int, position: int) -> NDArray[np.int64]:
@@ -172,19 +181,44 @@ def write_addresses(config: AttentionConfig, layer: int, tokens: int, position: 
     return np.array([config.address(layer, head, at, value=value) for head, at, value in rows], np.int64)
 
 
-def read_addresses(config: AttentionConfig, layer: int, tokens: int, position: int) -> NDArray[np.int64]:
-    """Rows that a pass reads, in order: prefill K and V tile by tile, newest first; decode K upwards, then V, V of a head between K of the next."""
-    end, TL = position + tokens, config.key_tile
-    tiles = [range(base, min(base + TL, end)) for base in range(0, end, TL)]
-    order: list[tuple[int, bool, range]] = []
-    if tokens > 1:
-        order = [(head, value, tile) for head in range(config.kv_heads) for tile in reversed(tiles) for value in (False, True)]
-    else:
+class KeyTile(NamedTuple):
+    """Rows of a tile of keys (or values) of a KV head: those of positions ``first`` … first + rows - 1."""
+
+    head: int
+    value: bool
+    first: int
+    rows: int
+
+
+def key_tiles(config: AttentionConfig, tokens: int, position: int, *, serial: bool = False) -> Iterator[KeyTile]:
+    """Tiles that a pass reads, in order: prefill K and V tile by tile, newest first; decode K upwards, then V, V of a head between K of the next; serial
+    passes as decode, token after token."""
+    TL, prefill = config.key_tile, tokens > 1 and not serial
+    for end in [position + tokens] if prefill else range(position + 1, position + tokens + 1):
+        tiles = [(base, min(TL, end - base)) for base in range(0, end, TL)]
+        if prefill:
+            yield from (KeyTile(head, value, *tile) for head in range(config.kv_heads) for tile in reversed(tiles) for value in (False, True))
+            continue
         for head in range(config.kv_heads + 1):
             for tile in tiles:
-                order += [(head - 1, True, tile)] if head else []
-                order += [(head, False, tile)] if head < config.kv_heads else []
-    return np.concatenate([config.address(layer, head, tile.start, value=value) + 2 * np.arange(len(tile)) for head, value, tile in order])
+                if head:
+                    yield KeyTile(head - 1, True, *tile)
+                if head < config.kv_heads:
+                    yield KeyTile(head, False, *tile)
+
+
+def read_addresses(config: AttentionConfig, layer: int, tokens: int, position: int, *, serial: bool = False) -> NDArray[np.int64]:
+    """Rows that a pass reads, in the order of ``key_tiles``."""
+    tiles = key_tiles(config, tokens, position, serial=serial)
+    return np.concatenate([config.address(layer, one.head, one.first, value=one.value) + 2 * np.arange(one.rows) for one in tiles])
+
+
+def read_lasts(config: AttentionConfig, tokens: int, position: int, *, serial: bool = False) -> NDArray[np.bool_]:
+    """Which rows of ``read_addresses`` are the last ones of their tiles."""
+    ends = np.cumsum([one.rows for one in key_tiles(config, tokens, position, serial=serial)])
+    last = np.zeros(ends[-1], bool)
+    last[ends - 1] = True
+    return last
 
 
 def _f32(x: Any) -> Real:
@@ -251,8 +285,8 @@ def _integer_terms(p: Real, valid: NDArray[np.bool_], v: Real, sv: Real) -> Real
     return _f32(_f32(products) * scale.T[:, :, None])
 
 
-def attend(config: AttentionConfig, q_codes: NDArray[np.integer], q_scales: Bits, cache: KvCache, layer: int, position: int) -> Bits:
-    """Attention of a pass whose own keys and values are already in the cache.
+def attend(config: AttentionConfig, q_codes: NDArray[np.integer], q_scales: Bits, cache: KvCache, layer: int, position: int, *, serial: bool = False) -> Bits:
+    """Attention of a pass whose own keys and values are already in the cache; ``serial``: each token as if it were decoded.
 
     Parameters
     ----------
@@ -264,6 +298,9 @@ def attend(config: AttentionConfig, q_codes: NDArray[np.integer], q_scales: Bits
     (n, heads * head_dim) bits of ``config.format``.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if serial:
+            tokens = range(len(q_codes))
+            return np.concatenate([_attend(config, q_codes[t : t + 1], q_scales[t : t + 1], cache, layer, position + t) for t in tokens])
         return _attend(config, q_codes, q_scales, cache, layer, position)
 
 

@@ -8,10 +8,10 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig
-from lutra.rtl.ternary.attention_cache import KvLoader, KvWriter
+from lutra.rtl.ternary.attention_cache import KvLoader, KvReceiver, KvWriter
 from lutra.rtl.ternary.attention_denominator import Denominator
 from lutra.rtl.ternary.attention_float import FloatProducts
-from lutra.rtl.ternary.attention_items import TABLE_DEPTH, ItemWalker, item_layout, kv_write_layout, qkv_layout, row_layout, setup_layout
+from lutra.rtl.ternary.attention_items import TABLE_DEPTH, ItemWalker, item_layout, kv_rows_layout, kv_write_layout, qkv_layout, row_layout, setup_layout
 from lutra.rtl.ternary.attention_output import Output, Products
 from lutra.rtl.ternary.attention_scores import Scores
 from lutra.rtl.ternary.attention_softmax import Softmax
@@ -31,25 +31,38 @@ class Attention(wiring.Component):
     an item takes ``key_clocks`` per key that its row sees and one more, at least the divider's ``FLOAT_LATENCY["divsqrt"] + 1``. ``values`` may stall: a
     row's last item waits for room, behind it everything. ``done`` follows the last beat of values by a clock, the next instruction is taken a clock after it.
 
+    With ``shared`` there is no loader: the rows come by themselves (KvReceiver), a tile for every beat of ``k_freed`` or ``v_freed`` and two of each to begin
+    with, and none of the pass before ``stored``.
+
     Members
     -------
-    instr : ``In(stream)``, {layer, tokens: at least 1, position}
+    instr : ``In(stream)``, {layer, tokens: at least 1, position, serial: tokens attend one after the other, each as if it were decoded}
     qkv : ``In(stream)``, code beats of the pass: for token: query heads, K heads, V heads; only ``codes`` and (last beat of a head) ``scale`` are looked at
     kv_write, kv_read, kv_data : rows of the key/value memory; requests are answered in order and never wait for ``kv_data.ready``
-    values : ``Out(stream)``, for KV head: for token: for query head of the group: its dimensions, V per beat
+    values : ``Out(stream)``, for KV head: for token: for query head of the group: its dimensions, V per beat; serial: for token: for query head
     done : ``Out(stream)``, payload 1
+
+    With ``shared``, instead of kv_read and kv_data:
+
+    kv_data : ``In(stream)`` of ``kv_rows_layout``, always ready
+    k_freed, v_freed : ``Out(stream)``, payload 1, never wait for ``ready``: half a buffer of keys (values) is free from the next clock on
+    idle : ``In(1)``, all rows that were given to ``kv_write`` are in memory; 0 from the clock after a row's handshake
+    stored : ``Out(1)``, for a clock: so are all rows of the pass; the items start a clock later
     """
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
         values = data.StructLayout({"values": data.ArrayLayout(config.format.bits, config.vector_lanes)})
+        memory = {"kv_read": Out(stream.Signature(ADDRESS_BITS)), "kv_data": In(stream.Signature(row_layout(config)))}
+        if config.shared:
+            freed = Out(stream.Signature(1))
+            memory = {"kv_data": In(stream.Signature(kv_rows_layout(config))), "k_freed": freed, "v_freed": freed, "idle": In(1), "stored": Out(1)}
         super().__init__(
             {
-                "instr": In(stream.Signature(data.StructLayout({"layer": 8, "tokens": 8, "position": 16}))),
+                "instr": In(stream.Signature(data.StructLayout({"layer": 8, "tokens": 8, "position": 16, "serial": 1}))),
                 "qkv": In(stream.Signature(qkv_layout(config))),
                 "kv_write": Out(stream.Signature(kv_write_layout(config))),
-                "kv_read": Out(stream.Signature(ADDRESS_BITS)),
-                "kv_data": In(stream.Signature(row_layout(config))),
+                **memory,
                 "values": Out(stream.Signature(values)),
                 "done": Out(stream.Signature(1)),
             }
@@ -59,7 +72,7 @@ class Attention(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.writer = writer = KvWriter(config)
-        m.submodules.loader = loader = KvLoader(config)
+        m.submodules.loader = loader = KvReceiver(config) if config.shared else KvLoader(config)
         m.submodules.score_items = score_items = ItemWalker(config)
         m.submodules.softmax_items = softmax_items = ItemWalker(config)
         m.submodules.scores = scores = Scores(config)
@@ -71,32 +84,36 @@ class Attention(wiring.Component):
 
         setup, start = Signal(setup_layout(config)), Signal()
         self._control(m, setup, start, writer, output)
-        for unit in (loader, score_items, softmax_items):
+        for unit in (score_items, softmax_items, *([] if config.shared else [loader])):
             m.d.comb += [unit.start.eq(start), unit.setup.eq(setup)]
         wiring.connect(m, score_items.item, scores.items)
         wiring.connect(m, softmax_items.item, softmax.items)
         for port, own in (("qkv", self.qkv), ("kv_data", self.kv_data)):
             wiring.connect(m, getattr(writer if port == "qkv" else loader, port), wiring.flipped(own))
         wiring.connect(m, writer.kv_write, wiring.flipped(self.kv_write))
-        wiring.connect(m, loader.kv_read, wiring.flipped(self.kv_read))
         wiring.connect(m, output.values, wiring.flipped(self.values))
 
         row = self.kv_data.payload
-        m.d.comb += [scores.row.eq(row), products.codes.eq(row.codes)]
+        m.d.comb += [scores.row[name].eq(row[name]) for name in row_layout(config).members]
+        m.d.comb += products.codes.eq(row.codes)
         m.d.comb += [scores.prefill.eq(setup.prefill), softmax.prefill.eq(setup.prefill)]
         links: list[tuple[wiring.Component, wiring.Component, str]] = [
             *((writer, scores, name) for name in ("q_write", "q_address", "q_row")),
             *((loader, scores, name) for name in ("k_write", "slot", "index", "k_loaded")),
             (loader, softmax, "v_loaded"),
             *((loader, products, name) for name in ("v_write", "slot", "index")),
-            (scores, loader, "k_release"),
-            (products, loader, "v_release"),
             *((scores, softmax, name) for name in ("score_valid", "score", "maximum_valid", "maximum")),
             *((softmax, scores, name) for name in ("score_free", "score_freed", "maximum_free")),
             *((softmax, denominator, name) for name in ("p_valid", "p", "p_end")),
             (products, softmax, "weights_free"),
             (output, products, "products_free"),
         ]
+        if config.shared:
+            for freed, release in ((self.k_freed, scores.k_release), (self.v_freed, products.v_release)):
+                m.d.comb += [freed.valid.eq(release), freed.payload.eq(1)]
+        else:
+            wiring.connect(m, loader.kv_read, wiring.flipped(self.kv_read))
+            links += [(scores, loader, "k_release"), (products, loader, "v_release")]
         if integer:
             links += [(loader, softmax, name) for name in ("v_write", "slot", "index")]
             links += [(softmax, products, name) for name in ("w_valid", "w", "w_end", "w_largest")]
@@ -124,12 +141,12 @@ class Attention(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instr.ready.eq(1)
-                m.d.sync += [layer.eq(instr.layer), setup.tokens.eq(instr.tokens), position.eq(instr.position)]
+                m.d.sync += [layer.eq(instr.layer), setup.tokens.eq(instr.tokens), setup.serial.eq(instr.serial), position.eq(instr.position)]
                 with m.If(self.instr.valid):
                     m.next = "BASE"
             with m.State("BASE"):
                 m.d.sync += [
-                    setup.prefill.eq(setup.tokens != 1),
+                    setup.prefill.eq((setup.tokens != 1) & ~setup.serial),
                     setup.layer_base.eq(layer * (2 * config.kv_heads * config.context)),
                     newest.eq(position + setup.tokens - 1),
                 ]
@@ -142,7 +159,12 @@ class Attention(wiring.Component):
                 ]
                 m.next = "STORE"
             with m.State("STORE"), m.If(writer.stored):
-                m.next = "START"
+                m.next = "RESPONSE" if config.shared else "START"
+            if config.shared:
+                with m.State("RESPONSE"):
+                    m.d.comb += self.stored.eq(self.idle)
+                    with m.If(self.idle):
+                        m.next = "START"
             with m.State("START"):
                 m.d.comb += start.eq(1)
                 m.next = "ATTEND"

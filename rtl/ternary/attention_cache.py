@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ATTEND's two sides of the key/value memory: the writer of new rows (which also fills the query buffer) and the loader of key tiles."""
+"""ATTEND's two sides of the key/value memory: the writer of new rows (which also fills the query buffer), and the loader of key tiles, or their receiver where
+the memory is shared."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
@@ -7,9 +8,9 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, AttentionConfig
-from lutra.rtl.ternary.attention_items import counter, item_layout, kv_write_layout, qkv_layout, row_layout, setup_layout
+from lutra.rtl.ternary.attention_items import counter, item_layout, kv_rows_layout, kv_write_layout, qkv_layout, row_layout, setup_layout
 
-__all__ = ["KvLoader", "KvWriter"]
+__all__ = ["KvLoader", "KvReceiver", "KvWriter"]
 
 
 class KvWriter(wiring.Component):
@@ -109,7 +110,8 @@ class KvLoader(wiring.Component):
     """Requests key tiles and hands their rows to the tile buffers of scores (K) and values (V), each with room for two tiles.
 
     Prefill: for KV head: for tile, newest first: K, V. Decode: K tiles of the first KV head, oldest first; then V tiles of each head, each followed by the K
-    tile of the next head, so that one head's second pass overlaps with the next one's first. Only rows up to the last position of the pass are read.
+    tile of the next head, so that one head's second pass overlaps with the next one's first. Only rows up to the last position of the pass are read; in serial
+    passes, which go through all heads for one token after the other as in decode, up to the token's own.
 
     A tile starts when its buffer has a free half and the last request of the tile before has left: first request one clock later, one per clock. Answers come
     in order, at the earliest in the clock after their request; they are taken at once (``kv_data.ready`` only says that one is awaited).
@@ -196,12 +198,13 @@ class KvLoader(wiring.Component):
         heads = Signal(range(config.kv_heads + 1))  # KV heads whose K is through
         tile = Signal.like(setup.top_tile)
         lead = Signal(signed(18))
+        reach = Signal(8)  # tokens of the pass whose keys are read; serial: up to the one at work
         k_base, v_base = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
-        rest, end, finished, again = Signal(signed(19)), Signal(), Signal(), Signal()
+        rest, end, finished, last, again = Signal(signed(19)), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            rest.eq(setup.tokens - lead),
-            end.eq(tile == Mux(setup.prefill, 0, setup.top_tile)),
+            rest.eq(reach - lead),
             finished.eq(heads == config.kv_heads - setup.prefill),
+            last.eq(reach == setup.tokens),
             # The tile's other half follows before the next tile.
             again.eq(Mux(setup.prefill, ~offered, offered & ~finished)),
         ]
@@ -211,6 +214,7 @@ class KvLoader(wiring.Component):
                 is_value.eq(offered),
                 rows.eq(Mux(rest <= config.key_tile, rest, config.key_tile)),
                 address.eq(Mux(offered, v_base + 1, k_base) + (tile << bits_for(config.key_tile))),
+                end.eq(Mux(setup.prefill, tile == 0, rest <= config.key_tile)),
             ]
         with m.If(take):
             m.d.sync += valid.eq(0)
@@ -230,16 +234,44 @@ class KvLoader(wiring.Component):
                         lead.eq(setup.lead),
                         k_base.eq(k_base + 2 * config.context),
                         v_base.eq(Mux(setup.prefill, k_base + 2 * config.context, k_base)),
-                        running.eq(~finished),
+                        running.eq(~(finished & last)),
+                        reach.eq(reach + finished),
                     ]
         with m.If(self.start):
-            m.d.sync += [
-                running.eq(1),
-                offered.eq(0),
-                heads.eq(0),
-                tile.eq(Mux(setup.prefill, setup.top_tile, 0)),
-                lead.eq(setup.lead),
-                k_base.eq(setup.layer_base),
-                v_base.eq(setup.layer_base),
-            ]
+            m.d.sync += [running.eq(1), tile.eq(Mux(setup.prefill, setup.top_tile, 0)), lead.eq(setup.lead), reach.eq(Mux(setup.serial, 1, setup.tokens))]
+        with m.If(self.start | (take & ~again & end & finished)):
+            m.d.sync += [offered.eq(0), heads.eq(0), k_base.eq(setup.layer_base), v_base.eq(setup.layer_base)]
         return valid, is_value, rows, address
+
+
+class KvReceiver(wiring.Component):
+    """Hands the rows that come from a shared memory to the tile buffers of scores (K) and values (V), each with room for two tiles.
+
+    Who sends them asks for a tile only when its buffer has a free half, counted from ``k_release`` and ``v_release``: a row is taken when it comes, and the
+    halves take turns.
+
+    Members
+    -------
+    kv_data : ``In(stream)`` of ``kv_rows_layout``, always ready
+    k_write, v_write, slot, index, k_loaded, v_loaded : as of :class:`KvLoader`
+    """
+
+    def __init__(self, config: AttentionConfig) -> None:
+        strobes = {name: Out(1) for name in ("k_write", "v_write", "slot", "k_loaded", "v_loaded")}
+        super().__init__({"kv_data": In(stream.Signature(kv_rows_layout(config))), "index": Out(max(1, ceil_log2(config.key_tile)))} | strobes)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        row = self.kv_data.payload
+        k_slot, v_slot = Signal(), Signal()
+        m.d.comb += [
+            self.kv_data.ready.eq(1),
+            self.k_write.eq(self.kv_data.valid & ~row.value),
+            self.v_write.eq(self.kv_data.valid & row.value),
+            self.slot.eq(Mux(row.value, v_slot, k_slot)),
+            self.k_loaded.eq(self.k_write & row.last),
+            self.v_loaded.eq(self.v_write & row.last),
+        ]
+        with m.If(self.kv_data.valid):
+            m.d.sync += [self.index.eq(Mux(row.last, 0, self.index + 1)), k_slot.eq(k_slot ^ self.k_loaded), v_slot.eq(v_slot ^ self.v_loaded)]
+        return m

@@ -18,6 +18,7 @@ __all__ = [
     "deep_memory",
     "delay",
     "item_layout",
+    "kv_rows_layout",
     "kv_write_layout",
     "qkv_layout",
     "row_address",
@@ -48,6 +49,11 @@ def row_layout(config: AttentionConfig) -> data.StructLayout:
     if config.kv_format == "fp16":
         return data.StructLayout({"codes": data.ArrayLayout(FP16.bits, config.head_dim)})
     return data.StructLayout({"scale": FP32.bits, "codes": data.ArrayLayout(signed(8), config.head_dim)})
+
+
+def kv_rows_layout(config: AttentionConfig) -> data.StructLayout:
+    """A row as it comes from a shared memory: of values or of keys, the last one of its tile or not."""
+    return data.StructLayout(dict(row_layout(config).members) | {"value": 1, "last": 1})
 
 
 def kv_write_layout(config: AttentionConfig) -> data.StructLayout:
@@ -82,9 +88,9 @@ def row_address(item: Any) -> Value:
 
 def setup_layout(config: AttentionConfig) -> data.StructLayout:
     """What an instruction fixes, in registers: ``lead`` belongs to the tile with which the walk over tiles starts (position of its first key, less the
-    position of the pass), ``top_tile`` is the tile of the pass's last position."""
+    position of the pass), ``top_tile`` is the tile of the pass's last position, from which prefill comes down."""
     top_tile = max(1, ceil_log2(-(-config.context // config.key_tile)))
-    return data.StructLayout({"prefill": 1, "tokens": 8, "layer_base": ADDRESS_BITS, "top_tile": top_tile, "lead": signed(18)})
+    return data.StructLayout({"prefill": 1, "serial": 1, "tokens": 8, "layer_base": ADDRESS_BITS, "top_tile": top_tile, "lead": signed(18)})
 
 
 def delay(m: Module, value: Value, name: str, cycles: int) -> Value:
@@ -104,9 +110,9 @@ def counter(m: Module, name: str, limit: int, *, up: Value, down: Value, init: i
 
 
 class ItemWalker(wiring.Component):
-    """Items of an instruction, for KV head: for key tile: for query row that sees a key of it.
+    """Items of an instruction, for KV head: for key tile: for query row that sees a key of it; in serial passes so for each token, whose rows are alone then.
 
-    Tiles run from the newest to the oldest in prefill and from the oldest to the newest in decode. The first item is offered two clocks after ``start``, each
+    Tiles run from the newest to the oldest in prefill and from the oldest to the newest otherwise. The first item is offered two clocks after ``start``, each
     other one two clocks after the one before was taken: no later than a stage that spends a clock on the item and one on each key can take it.
 
     Members
@@ -131,13 +137,16 @@ class ItemWalker(wiring.Component):
         tile_last = Signal()  # of the item on offer: no tile comes after its own
 
         span = Signal(signed(19))  # keys from the tile's first one to the row's own position
-        newest, oldest, row_last, end = Signal(), Signal(), Signal(), Signal()
+        newest, oldest, row_last, token_last, end = Signal(), Signal(), Signal(), Signal(), Signal()
+        turn = Signal()  # after the item on offer it is the next token's turn
         m.d.comb += [
             span.eq(token - lead + 1),
             newest.eq(span <= config.key_tile),
             oldest.eq(tile == 0),
-            row_last.eq((query == config.group - 1) & (token == setup.tokens - 1)),
-            end.eq(Mux(setup.prefill, oldest, tile == setup.top_tile)),
+            token_last.eq(token == setup.tokens - 1),
+            row_last.eq((query == config.group - 1) & (setup.serial | token_last)),
+            end.eq(Mux(setup.prefill, oldest, newest)),
+            turn.eq(tile_last & (item.head == config.kv_heads - 1)),
         ]
         with m.If(running & ~self.item.valid):
             m.d.sync += [
@@ -149,7 +158,7 @@ class ItemWalker(wiring.Component):
                 item.first.eq(Mux(setup.prefill, newest, oldest)),
                 item.last.eq(Mux(setup.prefill, oldest, newest)),
                 item.tile_end.eq(row_last),
-                item.final.eq(row_last & end & (head == config.kv_heads - 1)),
+                item.final.eq(row_last & end & (head == config.kv_heads - 1) & token_last),
                 tile_last.eq(end),
             ]
 
@@ -162,13 +171,13 @@ class ItemWalker(wiring.Component):
             m.d.sync += [
                 query.eq(0),
                 lead.eq(next_lead),
-                token.eq(Mux(next_lead < 0, 0, next_lead)),
+                token.eq(Mux(setup.prefill, Mux(next_lead < 0, 0, next_lead), Mux(self.start, 0, token + turn))),
                 tile.eq(Mux(tile_last | self.start, Mux(setup.prefill, setup.top_tile, 0), Mux(setup.prefill, tile - 1, tile + 1))),
             ]
         with m.If(self.item.valid & self.item.ready):
             m.d.sync += self.item.valid.eq(0)
             with m.If(item.tile_end):
-                m.d.sync += head.eq(head + tile_last)
+                m.d.sync += head.eq(Mux(turn, 0, head + tile_last))
                 with m.If(item.final):
                     m.d.sync += running.eq(0)
             with m.Elif(query == config.group - 1):
