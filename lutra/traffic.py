@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes that a core moves at its memory, by kind, and the least that a token needs: what ceilings are made of."""
 
-from functools import cached_property
 from typing import Protocol
 
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Unit, When
-from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.memory import PORT_BYTES
 from lutra.hls_models.ternary.program import Program
 
@@ -40,12 +38,6 @@ class Traffic:
     def __init__(self, spec: CoreSpec, program: Program) -> None:
         self.spec, self.program = spec, program
 
-    @cached_property
-    def layout(self) -> KvLayout:
-        """Keys and values in the shared memory."""
-        c, s = self.spec.config, self.spec.shape
-        return KvLayout(beat_bytes=c.beat_bytes, layers=s.layers, kv_heads=s.kv_heads, head_dim=s.head_dim, context=s.context, key_tile=c.key_tile)
-
     def read(self, size: Size, instruction: Instruction) -> int:
         """Bytes that an instruction reads in a pass."""
         if instruction.unit is not Unit.LOADER or instruction.when not in (When.ALWAYS, When.LAST if size.last else When.NOT_LAST):
@@ -57,7 +49,7 @@ class Traffic:
 
     def _tiles(self, tokens: int, position: int) -> int:
         """Beats of a layer's tiles."""
-        return sum(tile.beats for tile in self.layout.order(0, tokens, position))
+        return sum(tile.beats for tile in self.spec.kv_layout.order(0, tokens, position))
 
     def by_kind(self, size: Size) -> dict[str, int]:
         """Bytes of a pass."""
@@ -69,7 +61,7 @@ class Traffic:
                 found[kind] = found.get(kind, 0) + moved
         if self.spec.config.memory:
             s = self.spec.shape
-            found[WRITTEN] = 2 * s.layers * s.kv_heads * size.tokens * self.layout.row_writes * PORT_BYTES
+            found[WRITTEN] = 2 * s.layers * s.kv_heads * size.tokens * self.spec.kv_layout.row_writes * PORT_BYTES
         return found
 
     def total(self, size: Size) -> int:

@@ -11,9 +11,13 @@ import numpy as np
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import INSTRUCTION_BITS, Instruction, Semaphore, Unit, When, encode
+from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.program import Program, Region
 
-__all__ = ["FREE", "Block", "Layout", "Step"]
+__all__ = ["CACHE", "FREE", "Block", "Layout", "Step"]
+
+CACHE = "cache"
+"""Region of keys and values in a shared memory."""
 
 FREE = Semaphore(0)
 """Waits for nothing, signals nothing."""
@@ -44,10 +48,17 @@ class Step:
 
 
 class Layout:
-    """Collects steps and blocks in order; ``program`` gives them addresses."""
+    """Collects steps and blocks in order; ``program`` gives them addresses.
 
-    def __init__(self, shape: ModelShape, beat_bytes: int, program_words: int) -> None:
+    Parameters
+    ----------
+    align : every block starts at a multiple of so many beats
+    cache : keys and values behind the program, where they are in this memory; their region is called ``CACHE`` and has no block
+    """
+
+    def __init__(self, shape: ModelShape, beat_bytes: int, program_words: int, *, align: int = 1, cache: KvLayout | None = None) -> None:
         self._shape, self._beat_bytes, self._program_words = shape, beat_bytes, program_words
+        self._align, self._cache = align, cache
         self._steps: list[Step] = []
         self._blocks: dict[str, Block] = {}
 
@@ -67,12 +78,15 @@ class Layout:
         word_bytes = INSTRUCTION_BITS // 8
         word_beats = -(-word_bytes // self._beat_bytes)
         regions = [Region("program", 0, len(self._steps) * word_beats, len(self._steps) * INSTRUCTION_BITS)]
+        if self._cache is not None:
+            regions.append(Region(CACHE, self._cache.base, self._cache.beats, 0))
         for block in self._blocks.values():
-            regions.append(Region(block.name, regions[-1].end, block.beats, block.useful_bits))
-        start = {region.name: region.address for region in regions}
+            start = -(-regions[-1].end // self._align) * self._align
+            regions.append(Region(block.name, start, block.beats, block.useful_bits))
+        starts = {region.name: region.address for region in regions}
         instructions = []
         for step in self._steps:
-            fields = step.fields if step.block is None else step.fields | {"address": start[step.block] + step.offset}
+            fields = step.fields if step.block is None else step.fields | {"address": starts[step.block] + step.offset}
             instructions.append(Instruction(step.unit, fields, step.when, step.wait, step.signal))
         words = np.zeros((len(instructions), word_beats * self._beat_bytes), np.uint8)
         for row, instruction in zip(words, instructions, strict=True):
@@ -85,7 +99,9 @@ class Layout:
             return None
         image = np.zeros(regions[-1].end * self._beat_bytes, np.uint8)
         image[: len(words)] = words
-        for region in regions[1:]:
+        for region in regions:
+            if region.name not in self._blocks:  # the program, and the cache, which begins as zeros
+                continue
             make = self._blocks[region.name].data
             assert make is not None
             data = make().reshape(-1)

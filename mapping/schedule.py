@@ -4,26 +4,30 @@
 Loads are bundled with what consumes them: parameters, then rotary rows, then weights, then the consumers' own instructions. LOADER works in
 order, so whatever a unit needs to take a weight's result is loaded before the weight: no order of arrival can lock the core. Where the gains of
 an instruction do not fit VECTOR's buffer at once they are loaded tile by tile in front of the weights of those tiles; the first load of each
-kind then precedes the consumers' instructions and the further ones follow them.
+kind then precedes the consumers' instructions and the further ones follow them. In a shared memory keys and values are a load, too: what has to be
+fetched while they are written and attended stands before it (docs/architecture.md, 5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import TypeVar
 
 import numpy as np
 
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.floats import E8M11, FloatFormat, from_float64
+from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import Destination, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When
+from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.trits import RowLayout, pack_matrix
 from lutra.mapping import blocks
 from lutra.mapping.graph import Attention, Embed, Gate, Graph, Head, Linear, Node, Norm, Residual, Rope
 from lutra.mapping.model import Table
-from lutra.mapping.place import FREE, Block, Layout, Step
+from lutra.mapping.place import CACHE, FREE, Block, Layout, Step
 from lutra.mapping.tiles import Core, Tiling, choose
 
 __all__ = ["schedule"]
@@ -105,12 +109,22 @@ def _held(core: Core, rows: int) -> int:
     return -(-rows // core.params_rows_per_beat) * core.params_rows_per_beat
 
 
+def _cache(shape: ModelShape, core: Core) -> KvLayout | None:
+    """Keys and values in a shared memory."""
+    if core.memory is None:
+        return None
+    sizes = {"beat_bytes": core.beat_bytes, "key_tile": core.key_tile, "program_words": core.program_words, "burst_beats": core.memory.burst_beats}
+    return KvLayout.behind_program(shape, **sizes)
+
+
 class _Schedule:
     """Walks the nodes once and emits steps and blocks."""
 
     def __init__(self, graph: Graph, core: Core, format: FloatFormat) -> None:
         self.shape, self.core, self.format = graph.shape, core, format
-        self.layout = Layout(graph.shape, core.beat_bytes, core.program_words)
+        self.cache = _cache(graph.shape, core)
+        align = core.memory.burst_beats if core.memory else 1
+        self.layout = Layout(graph.shape, core.beat_bytes, core.program_words, align=align, cache=self.cache)
         self.rows = RowLayout(group=core.group, tables=core.tables, columns=core.columns, beat_bytes=core.beat_bytes)
         self.known = all(node.table.values is not None for node in graph.all(Embed))
         self.nodes: Iterator[Node] = iter(graph.nodes)
@@ -176,8 +190,18 @@ class _Schedule:
         label = norm.name if norm else f"layers.{layer}.attention_values"
         # ATTEND emits key/value head by head: a tile is the columns of one
         values = Elementwise(label, Source.VALUES, Operation.COPY, q, shape.group * hd, norm, Destination.LINEAR, q)
-        self.values(values)
-        self.residual(self.take(Linear))
+        if self.cache is None:
+            self.values(values)
+            self.residual(self.take(Linear))
+        else:
+            self.params(values, 0, q // values.tile_columns)
+            self.residual(self.take(Linear), lambda: self.tiles_and_values(layer, values))
+
+    def tiles_and_values(self, layer: int, values: Elementwise) -> None:
+        """What stands between the first weights of the projection and the rest: keys and values of the layer, and their consumer."""
+        assert self.cache is not None
+        self.load(LoadTarget.KV, CACHE, 0, mode=LoadMode.TILES, offset=layer * self.cache.layer_beats, wait=Semaphore.STORED)
+        self.vector(values)
 
     def values(self, work: Elementwise) -> None:
         tiles = work.columns // work.tile_columns
@@ -199,14 +223,16 @@ class _Schedule:
         self.linear(both, tiling, work)
         self.residual(self.take(Linear))
 
-    def residual(self, linear: Linear) -> None:
-        """A projection onto the residual stream and the norm of what reads it next; after the last layer that is the head, in the last pass."""
+    def residual(self, linear: Linear, between: Callable[[], None] | None = None) -> None:
+        """A projection onto the residual stream and the norm of what reads it next; after the last layer that is the head, in the last pass.
+
+        ``between``: stands behind the parameters and the first ``prefetch_beats`` of the weights."""
         add, norm = self.take(Residual), self.take(Norm)
         tiling, hidden = self.tiles(linear, self.core.vector_lanes), self.shape.hidden
         work = Elementwise(add.name, Source.SUMS, Operation.RESIDUAL, hidden, tiling.tile_columns, norm, Destination.LINEAR, hidden, linear.matrix.scales)
         if isinstance(self.ahead, Head):
             work = replace(work, destination=Destination.HEAD, whens=((When.LAST, Semaphore.FINAL), (When.NOT_LAST, FREE)))
-        self.linear(linear, tiling, work)
+        self.linear(linear, tiling, work, between=between)
 
     def head(self, head: Head) -> None:
         beats = self.table(head.table, "table" if self.shape.tied else "head")
@@ -222,7 +248,7 @@ class _Schedule:
             widest = room * (2 * v if m.interleaved else v)
         return choose(self.core, linear.name, m.outputs, m.inputs, unit, widest)
 
-    def linear(self, linear: Linear, tiling: Tiling, work: Elementwise, rope: Rope | None = None) -> None:
+    def linear(self, linear: Linear, tiling: Tiling, work: Elementwise, rope: Rope | None = None, between: Callable[[], None] | None = None) -> None:
         """Loads, LINEAR and VECTOR of one matrix."""
         m, name = linear.matrix, f"{linear.name}.weights"
         row_beats = self.rows.row_beats
@@ -239,9 +265,22 @@ class _Schedule:
             if not number:
                 self.blocks.append(Block(name, total * row_beats, m.outputs * m.inputs * 8 // 5, data))
             before, here = (sum(tiling.rows(t) for t in part) * row_beats for part in (range(first), range(first, end)))
+            if between is not None and not number:
+                ahead = self.prefetched(here)
+                if ahead:
+                    self.load(LoadTarget.WEIGHTS, name, ahead)
+                between()
+                before, here = before + ahead, here - ahead
             self.load(LoadTarget.WEIGHTS, name, here, offset=before)
         if len(groups) == 1:
             self.consume(linear, tiling, work)
+
+    def prefetched(self, beats: int) -> int:
+        """Beats of weights that are loaded before a layer's keys and values: whole rows, if possible whole bursts, so that the rest begins with one."""
+        row, memory = self.rows.row_beats, self.core.memory
+        whole = lcm(row, memory.burst_beats) if memory else row
+        ahead = min(self.core.prefetch_beats // row, self.core.ring_rows // 2, beats // row - 1) * row
+        return ahead - ahead % (whole if ahead >= whole else row)
 
     def consume(self, linear: Linear, tiling: Tiling, work: Elementwise) -> None:
         fields = {"k_blocks": tiling.k_blocks, "columns": tiling.columns, "tile_columns": tiling.tile_columns}

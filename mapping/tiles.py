@@ -8,6 +8,7 @@ from functools import cache
 from typing import Protocol
 
 from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.ternary.memory import MemoryConfig
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.trits import tiles_of
 
@@ -49,6 +50,12 @@ class Core(Protocol):
     def row_beats(self) -> int: ...
     @property
     def params_rows_per_beat(self) -> int: ...
+    @property
+    def key_tile(self) -> int: ...
+    @property
+    def memory(self) -> MemoryConfig | None: ...
+    @property
+    def prefetch_beats(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_rtl_equals_the_model(bench: Bench, rng: np.random.Generator, run: int) 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("run", range(20))  # 12 configurations each
+@pytest.mark.parametrize("run", range(20))  # 16 configurations each
 def test_rtl_equals_the_model_in_many_cases(bench: Bench, rng: np.random.Generator, run: int) -> None:
     assert check(bench, rng) > 5_000
 
@@ -59,7 +59,7 @@ def test_a_wrong_golden_word_is_named(bench: Bench, rng: np.random.Generator) ->
         compare_case("l1", one, recordings)
 
 
-@pytest.mark.parametrize("config", CONFIGS[1:], ids=lambda config: f"B{config.beat_bytes}")
+@pytest.mark.parametrize("config", [one for one in CONFIGS[1:] if one.kv is None], ids=lambda config: f"B{config.beat_bytes}")
 def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Generator) -> None:
     """Without stalls but at the two ports where the core has some; rings shorter than their loads."""
     latency, hold = int(rng.integers(1, 9)), {target: int(rng.integers(0, 40)) for target in (LoadTarget.WEIGHTS, LoadTarget.PARAMS, LoadTarget.ROPE)}
@@ -67,7 +67,7 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
     todo = loader.loads(config, rng, 40)
     ready = {name: rng.random(3000) < 0.5 for name in ("embed", "head")}
     offers = np.cumsum(rng.integers(0, 40, len(todo)))
-    freed = {target: np.array([clocks]) for target, clocks in hold.items()}
+    freed = {target.name.lower(): np.array([clocks]) for target, clocks in hold.items()}
     expected = loader_cycles(config, todo, LoaderStimulus(instr=offers, data=np.array([latency - 1]), id=np.array([2]), freed=freed, ready=ready))
 
     timing = LoaderTiming(config, latency, id_latency=3)

@@ -24,6 +24,7 @@ from lutra.mapping.graph import Embed, Graph, Linear, Norm, build
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel, given
 from lutra.mapping.passes import apply
+from lutra.mapping.place import CACHE
 from lutra.mapping.reference import evaluate
 from lutra.mapping.schedule import schedule
 from lutra.mapping.tiles import build_rows, choose
@@ -44,8 +45,15 @@ CORES: dict[str, dict[str, Any]] = {
     "few gains": {"params_rows": 15, "columns": 2, "max_tile_columns": 64},
     "stalls": {"columns": 16, "allow_stalls": True, "group": 4},
     "no repeats": {"lanes": 8, "columns": 2, "ring_rows": 2, "chunk": 8, "max_tile_columns": 96},
+    "shared": {"beat_bytes": 32, "key_tile": 8, "prefetch_beats": 40, "memory": {"ports": 2, "burst_beats": 8}},
+    "little ahead": {"beat_bytes": 16, "key_tile": 16, "prefetch_beats": 3, "columns": 8, "memory": {"ports": 1, "burst_beats": 16}, "allow_stalls": True},
 }
-MODELS: dict[str, dict[str, Any]] = {"bitnet": {}, "llama": {"activation": "silu", "sub_norms": False, "tied": False, "kv_heads": 1}}
+MODELS: dict[str, dict[str, Any]] = {
+    "bitnet": {},
+    "llama": {"activation": "silu", "sub_norms": False, "tied": False, "kv_heads": 1},
+    "bitnet of wide heads": {"head_dim": 32},
+    "llama of wide heads": {"activation": "silu", "sub_norms": False, "tied": False, "kv_heads": 1, "head_dim": 32},
+}
 
 
 def core_of(name: str) -> CoreConfig:
@@ -56,7 +64,10 @@ def shape_of(name: str) -> ModelShape:
     return ModelShape(**{**SMALL, **MODELS[name]})
 
 
-@pytest.fixture(params=[(c, m) for c in CORES for m in MODELS], ids="-".join)
+CASES = [(c, m) for c in CORES for m in MODELS if m.endswith("wide heads") == ("memory" in CORES[c])]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, seed: int) -> tuple[CoreConfig, TernaryModel, Graph, Program]:
     core, shape = core_of(request.param[0]), shape_of(request.param[1])
     model = TernaryModel.random(shape, seed)
@@ -67,9 +78,12 @@ def test_the_image_holds_the_program_and_nothing_overlaps(case: tuple[CoreConfig
     core, model, _, program = case
     assert program.decoded() == program.instructions and program.instructions[-1].unit is Unit.END
     assert program.image is not None and len(program.image) == program.beats * core.beat_bytes
-    at = 0
+    at, align = 0, core.memory.burst_beats if core.memory else 1
     for region in program.regions:
-        assert region.address == at and 0 < region.useful_bits <= 8 * region.beats * core.beat_bytes
+        if region.name == CACHE:
+            at = core.program_words * program.word_beats
+        assert region.address == -(-at // align) * align and (region.useful_bits > 0 or region.name == CACHE)
+        assert region.useful_bits <= 8 * region.beats * core.beat_bytes
         at = region.end
     assert compile_model(model.shape, core).instructions == program.instructions, "cycles must not need weights"
     assert compile_model(model.shape, core).regions == program.regions
@@ -164,7 +178,9 @@ class Machine:
             LoadTarget.ROPE: core.rope_rows,
             LoadTarget.EMBED: 1,
             LoadTarget.HEAD: 1,
+            LoadTarget.KV: 4,
         }
+        self.kv_heads, self.tiles = shape.kv_heads, 3
         self.held: Counter[LoadTarget] = Counter()
         self.semaphores = Counter({Semaphore.TOKEN: 1})
         self.values, self.offered = 0, 0  # tiles that ATTEND has ready, tiles of sums that LINEAR offers
@@ -209,10 +225,10 @@ class Machine:
 
     def load(self, f: dict[str, int]) -> Iterator[bool]:
         target, per_beat = LoadTarget(f["target"]), self.core.params_rows_per_beat
-        times = 1 if f["mode"] == LoadMode.DIRECT else self.n
+        times = {LoadMode.DIRECT: 1, LoadMode.TILES: 2 * self.kv_heads * self.tiles}.get(LoadMode(f["mode"]), self.n)
         for _ in range(times):
             left = f["rows"]
-            sizes = {LoadTarget.WEIGHTS: f["beats"] // self.row_beats, LoadTarget.EMBED: 1, LoadTarget.HEAD: 1}
+            sizes = {LoadTarget.WEIGHTS: f["beats"] // self.row_beats, LoadTarget.EMBED: 1, LoadTarget.HEAD: 1, LoadTarget.KV: 1}
             for _ in range(sizes.get(target, f["beats"])):
                 reserved = per_beat if target in (LoadTarget.PARAMS, LoadTarget.ROPE) else 1
                 while self.held[target] + reserved > self.room[target]:
@@ -259,7 +275,11 @@ class Machine:
         while not self.stored:
             yield False
         self.stored -= 1
+        if self.core.memory:
+            self.semaphores[Semaphore.STORED] += 1
         for _ in range(self.heads):
+            for _ in range(2 * self.tiles if self.core.memory else 0):
+                yield from self.take(LoadTarget.KV, 1)
             self.values += 1
             yield True
             while self.values:
@@ -299,6 +319,39 @@ def test_weights_before_parameters_would_lock_it(seed: int) -> None:
     order[at : at + 2] = order[at + 1], order[at]
     with pytest.raises(StuckError):
         Machine(replace_ring(core, 300), shape, order, 4).run()
+
+
+def test_keys_and_values_before_parameters_would_lock_it(seed: int) -> None:
+    """On a shared memory they are a load that waits for room in ATTEND, whose values wait for VECTOR's parameters."""
+    core, shape = core_of("shared"), shape_of("bitnet of wide heads")
+    order = passes_of(compile_model(shape, core), True)
+    at = next(k for k, i in enumerate(order) if i.unit is Unit.ATTEND)
+    targets = [LoadTarget(i.fields["target"]).name if i.unit is Unit.LOADER else i.unit.name for i in order[at : at + 8]]
+    assert targets == ["ATTEND", "PARAMS", "PARAMS", "WEIGHTS", "KV", "VECTOR", "WEIGHTS", "LINEAR"]
+    kv = order[at + 4]
+    assert kv.fields["mode"] == LoadMode.TILES and kv.wait == Semaphore.STORED and not order[at].signal
+    Machine(core, shape, order, 4).run()
+    order[at + 1], order[at + 4] = order[at + 4], order[at + 1]
+    with pytest.raises(StuckError):
+        Machine(core, shape, order, 4).run()
+
+
+def test_the_cache_lies_behind_the_program() -> None:
+    core, shape = core_of("shared"), shape_of("bitnet of wide heads")
+    program, layout = compile_model(shape, core), CoreSpec(config=core, shape=shape).kv_layout
+    cache = program.region(CACHE)
+    assert (cache.address, cache.beats) == (layout.base, layout.beats) and layout.base % 8 == 0
+    assert [i.fields["address"] for i in loads(program, LoadTarget.KV)] == [layout.address(layer, 0, 0, value=False) for layer in range(shape.layers)]
+
+
+@pytest.mark.parametrize(("prefetch", "ring", "beats"), [(40, 512, 40), (50, 512, 48), (5, 512, 5), (500, 512, 120), (500, 200, 96)])
+def test_what_is_loaded_before_keys_and_values(prefetch: int, ring: int, beats: int) -> None:
+    """Whole bursts where there is one, at most half of the ring and all rows but one."""
+    core = CoreConfig(**{**TINY, **CORES["shared"], "prefetch_beats": prefetch, "ring_rows": ring})
+    program = compile_model(shape_of("bitnet of wide heads"), core)
+    first, rest = (i.fields for i, label in zip(program.instructions, program.labels, strict=True) if label == "load layers.0.o.weights")
+    assert first["beats"] == beats and rest["address"] == first["address"] + beats
+    assert first["beats"] + rest["beats"] == program.region("layers.0.o.weights").beats
 
 
 def replace_ring(core: CoreConfig, rows: int) -> CoreConfig:

@@ -10,11 +10,12 @@ from lutra.cosim.core import CoreBench, Job, Turn
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig, KvFormat
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.memory import MemoryConfig
 from lutra.hls_models.ternary.program import Program
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
 
-__all__ = ["Small", "bench", "conversation", "small"]
+__all__ = ["Small", "bench", "conversation", "shared", "small"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,63 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
         queue=int(rng.integers(2, 5)),
         kv_format=kv_format,
         memory_latency=int(rng.choice([2, 3, 25])),
+    )
+    model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
+    return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
+
+
+def shared(rng: np.random.Generator, **changes: object) -> Small:
+    """A core on a shared memory and a model of random small sizes; ``changes`` of its ``MemoryConfig``."""
+    ports = int(rng.choice([1, 2, 4]))
+    v: Literal[4, 8] = 8 if ports > 1 and rng.integers(2) else 4
+    kv_heads, group, head_dim = int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.choice([size for size in (16, 32, 48, 64) if size >= 16 * ports]))
+    key_tile = int(rng.choice([tile for tile in (4, 8, 16) if tile * head_dim % (16 * ports) == 0]))
+    burst = int(rng.choice([4, 8, 16]))
+    memory = {
+        "ports": ports,
+        "burst_beats": burst,
+        "outstanding": int(rng.integers(1, 9)),
+        "latency": int(rng.choice([2, 5, 20])),
+        "write_latency": int(rng.choice([1, 3, 30])),
+    }
+    shape = ModelShape(
+        name="random",
+        hidden=v * int(rng.integers(4, 12)),
+        layers=int(rng.integers(1, 4)),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=v * int(rng.integers(4, 16)),
+        vocabulary=int(rng.integers(5, 60)),
+        context=key_tile * int(rng.integers(2, 6)),
+        activation="silu" if rng.integers(2) else "relu2",
+        sub_norms=bool(rng.integers(4)),
+        tied=bool(rng.integers(2)),
+    )
+    lanes, chunk = int(rng.integers(1, 4)), int(rng.integers(1, 6))
+    widest = max(shape.hidden, shape.query_columns, shape.ffn, shape.query_columns + 2 * shape.kv_columns)
+    config = CoreConfig(
+        name="random",
+        clock_hz=50e6,
+        group=int(rng.integers(2, 5)),
+        tables=int(rng.integers(2, 6)),
+        columns=int(rng.integers(2, 8)),
+        lanes=lanes,
+        draft_lanes=min(lanes, chunk, -(-(v + shape.hidden) // (16 * ports))),  # at most the beats of a table row
+        vector_lanes=v,
+        half_tables=bool(rng.integers(2)),
+        allow_stalls=True,
+        ring_rows=2 * widest * (-(-widest // 4) + 1),
+        max_tile_columns=-(-2 * max(shape.ffn, head_dim) // v) * v,
+        chunk=chunk,
+        key_tile=key_tile,
+        beat_bytes=16 * ports,
+        params_rows=2 * (64 + widest // v),
+        rope_rows=2 * burst * max(8, chunk * head_dim // v),
+        best=int(rng.integers(1, 6)),
+        queue=int(rng.integers(2, 5)),
+        memory=MemoryConfig.model_validate(memory | changes),
+        prefetch_beats=int(rng.choice([1, 40, 200])),
     )
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))

@@ -11,6 +11,7 @@ from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.attention import AttentionConfig
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.head import HeadConfig
+from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.loader import LoaderConfig
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.vector import VectorConfig
@@ -35,7 +36,22 @@ class CoreSpec(Config):
         if config.params_rows < needed:
             # Gains are read again for every token of a tile and loaded ahead of the weights: all of an instruction's must fit.
             raise ValueError(f"params_rows must hold the header and the gains of the widest norm, {needed} rows, not {config.params_rows}; nearest: {needed}")
+        if config.memory:
+            # Values and o are loaded before the keys and values that the first of them waits for.
+            norms = (self.shape.query_columns if self.shape.sub_norms else 0, self.shape.hidden)
+            needed = sum(-(-(self.vector.header_rows + norm // config.vector_lanes) // per_beat) * per_beat for norm in norms)
+            if config.params_rows < needed:
+                what = "the parameters of attention's values and of the projection behind them"
+                raise ValueError(f"params_rows must hold {what}, {needed} rows, not {config.params_rows}; nearest: {needed}")
+            _ = self.kv_layout
         return self
+
+    @cached_property
+    def kv_layout(self) -> KvLayout:
+        """Keys and values in the shared memory."""
+        c = self.config
+        burst = c.memory.burst_beats if c.memory else 1
+        return KvLayout.behind_program(self.shape, beat_bytes=c.beat_bytes, key_tile=c.key_tile, program_words=c.program_words, burst_beats=burst)
 
     @property
     def hash(self) -> int:

@@ -18,9 +18,11 @@ from lutra.hls_models.floats import FP32, to_float64
 from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, KvCache, attend, read_addresses, write_addresses
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.drafts import NgramDrafts, speculate
 from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Source, Unit, When
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load
 from lutra.hls_models.ternary.program import Program
+from lutra.hls_models.ternary.shared_words import SharedWords
 from lutra.hls_models.ternary.trits import RowLayout, indices_of_rows, tiles_of, unpack_matrix
 from lutra.hls_models.ternary.vector import HEADER_BITS, Parameters, Requantised, Vector, to_beats
 
@@ -33,6 +35,8 @@ Bits = NDArray[np.uint32]
 class Pass:
     """One pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice. ``token``: the choice; ``best``: (ids, fp32 scores), best first.
 
+    ``serial``: every token attends alone and gets a choice, in ``choices``; ``token`` and ``best`` are the last one's. ``accepted``: of a pass that
+    verified drafts, the choices that belong to the text.
     ``streams``: per boundary the payload words of every beat, (beats, words) uint32 for each instruction, in order; ``sources``: the labels of these
     instructions (both only when recorded).
     ``scores``: fp32 patterns (tokens, vocabulary) of all tokens (only when asked for), ``activation_scale`` fp32 patterns (tokens,).
@@ -41,7 +45,10 @@ class Pass:
     position: int
     tokens: int
     last: bool
+    serial: bool = False
     token: int | None = None
+    choices: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     best: tuple[NDArray[np.int64], Bits] | None = None
     scores: Bits | None = None
     activation_scale: Bits | None = None
@@ -81,6 +88,7 @@ class Executor:
         self.layout = RowLayout(group=spec.config.group, tables=spec.config.tables, columns=spec.config.columns, beat_bytes=spec.config.beat_bytes)
         self.vector = Vector(spec.vector)
         self.cache = KvCache.empty(spec.attention)
+        self._shared = SharedWords(spec, self._image, self.cache) if spec.config.memory else None
         self._matrices: dict[tuple[Any, ...], Any] = {}
         self._run: dict[Unit, Callable[[Instruction], None]] = {
             Unit.LOADER: self._load,
@@ -117,6 +125,36 @@ class Executor:
             yield done
             position += 1
 
+    def verify(self, ids: list[int], position: int, *, record: bool = False) -> Pass:
+        """A serial pass: the choice behind each of ``ids`` at ``position``, as decoding them one by one would make it.
+
+        Raises
+        ------
+        ModelError
+            More ids than the core scores together, none, an unknown one, or the context is too short.
+        """
+        self.check_prompt(ids, position)
+        if len(ids) > self.spec.config.draft_lanes:
+            raise ModelError(f"a serial pass takes at most draft_lanes = {self.spec.config.draft_lanes} tokens, not {len(ids)}")
+        return self.run_pass(ids, position, True, serial=True, record=record)
+
+    def speculate(self, prompt: list[int], count: int, drafter: NgramDrafts, *, stop: int | None = None) -> Iterator[Pass]:
+        """As ``generate``, with serial passes that verify drafts: ``accepted`` of all passes is the text, at most ``count`` tokens."""
+        for done in self.generate(prompt, 1):
+            done.accepted = done.choices
+            yield done
+        verified: list[Pass] = []
+
+        def verify(ids: list[int], position: int) -> list[int]:
+            verified.append(self.verify(ids, position))
+            return verified[-1].choices
+
+        assert done.token is not None
+        room = self.spec.shape.context - len(prompt) + 1
+        for tokens in speculate(prompt, done.token, min(count, room), self.spec.config.draft_lanes, verify, drafter, stop=stop):
+            verified[-1].accepted = tokens
+            yield verified[-1]
+
     def check_prompt(self, prompt: list[int], start: int = 0) -> None:
         """ModelError where the core cannot take the prompt."""
         shape = self.spec.shape
@@ -129,9 +167,9 @@ class Executor:
         if bad:
             raise ModelError(f"prompt ids must be in 0 … {shape.vocabulary - 1}, not {bad[0]}")
 
-    def run_pass(self, ids: list[int], position: int, last: bool, *, record: bool = False, scores: bool = False) -> Pass:
+    def run_pass(self, ids: list[int], position: int, last: bool, *, serial: bool = False, record: bool = False, scores: bool = False) -> Pass:
         """One pass over ``ids`` at ``position``."""
-        self._pass = Pass(position, len(ids), last)
+        self._pass = Pass(position, len(ids), last, serial)
         self._record, self._scores = record, scores
         self._ids = np.asarray(ids, np.int64)
         self._weights: deque[tuple[int, int]] = deque()
@@ -157,7 +195,15 @@ class Executor:
     def _load(self, instruction: Instruction) -> None:
         config = self.spec.loader
         f = instruction.fields
-        load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], self._pass.tokens, self._pass.position)
+        one = self._pass
+        load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], one.tokens, one.position, one.serial)
+        if shared := self._shared:
+            self._emit("read", lambda: shared.requests(load, self._ids))
+            self._emit("data", lambda: shared.data(load, self._ids))
+            if load.target == LoadTarget.KV:
+                self._emit("kv", lambda: shared.kv(load))
+                self._emit("kv_data", lambda: shared.kv_data(load))
+                return
         if load.target == LoadTarget.WEIGHTS:
             self._weights.append((load.address, load.beats))
             self._emit("weights", lambda: self._beat_words(self._image[load.address : load.address + load.beats]))
@@ -270,16 +316,20 @@ class Executor:
         shape, n, layer = self.spec.shape, self._pass.tokens, instruction.fields["layer"]
         codes = self._qkv.codes.reshape(n, -1, shape.head_dim)
         scales, heads = self._qkv.scales, shape.heads
-        self.cache.store(layer, self._pass.position, codes[:, heads:], scales[:, heads:])
-        self._values = attend(self.spec.attention, codes[:, :heads], scales[:, :heads], self.cache, layer, self._pass.position)
+        config, position, serial = self.spec.attention, self._pass.position, self._pass.serial
+        self.cache.store(layer, position, codes[:, heads:], scales[:, heads:])
+        parts = [slice(token, token + 1) for token in range(n)] if serial else [slice(0, n)]
+        self._values = np.concatenate([attend(config, codes[part, :heads], scales[part, :heads], self.cache, layer, position + part.start) for part in parts])
         lanes, width = self.spec.config.vector_lanes, shape.group * shape.head_dim
-        where = (self.spec.attention, layer, n, self._pass.position)
+        where = (config, layer, n, position)
         self._emit("kv_write", lambda: self.cache.rows(write_addresses(*where), with_address=True))
-        if self._record:
-            reads = read_addresses(*where)
+        if self._record and self._shared is None:
+            reads = np.concatenate([read_addresses(config, layer, 1, position + token) for token in range(n)]) if serial else read_addresses(*where)
             self._emit("kv_read", lambda: pack((reads, ADDRESS_BITS)))
             self._emit("kv_data", lambda: self.cache.rows(reads))
-        self._emit("values", lambda: pack((to_beats(self._values, width, lanes), self.spec.config.format.bits)))
+        # Token after token, as they are attended, is one tile.
+        tile = shape.query_columns if serial else width
+        self._emit("values", lambda: pack((to_beats(self._values, tile, lanes), self.spec.config.format.bits)))
 
     def _table_scores(self, load: Load, codes: NDArray[np.int8]) -> Bits:
         """fp32 patterns (rows of ``codes``, vocabulary)."""
@@ -293,13 +343,14 @@ class Executor:
 
     def _head(self, instruction: Instruction) -> None:
         done, n = self._pass, self._pass.tokens
-        load = self._table.popleft()
-        score = self._table_scores(load, self._codes[n - 1 : n])[0]
-        done.best = self.spec.head.choose(score)
-        done.token = int(done.best[0][0])
+        scored = slice(0 if done.serial else n - 1, n)
+        scores = self._table_scores(self._table.popleft(), self._codes[scored])
+        done.best = self.spec.head.choose(scores[-1])
+        done.choices = [int(self.spec.head.choose(one)[0][0]) for one in scores]
+        done.token = done.choices[-1]
         done.activation_scale = self.vector.scale[n - 1 : n].copy()
-        ids = np.array([done.token])
-        self._emit("token", lambda: pack((ids, 20), (score[ids], 32), (self._code_scales[n - 1, -1:], 32)))
+        ids, best = np.array(done.choices), scores[np.arange(len(scores)), done.choices]
+        self._emit("token", lambda: pack((ids, 20), (best, 32), (self._code_scales[scored, -1], 32)))
 
     def _all_scores(self) -> None:
         load = next(i.fields for i in self.instructions if i.unit is Unit.LOADER and i.fields["target"] == LoadTarget.HEAD)

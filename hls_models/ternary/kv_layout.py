@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.isa import INSTRUCTION_BITS
 from lutra.hls_models.ternary.memory import PORT_BYTES
 
 __all__ = ["KvLayout", "KvTile", "KvWrite"]
@@ -48,6 +50,20 @@ class KvLayout(Config):
     context: int = Field(ge=1, description="positions of the cache")
     key_tile: int = Field(ge=1, description="rows of a tile (TL), a power of two")
     base: int = Field(0, ge=0, description="first beat")
+
+    @classmethod
+    def behind_program(cls, shape: ModelShape, *, beat_bytes: int, key_tile: int, program_words: int, burst_beats: int) -> "KvLayout":
+        """The cache of a model, behind room for ``program_words`` instructions, from the next burst on."""
+        program = program_words * -(-INSTRUCTION_BITS // (8 * beat_bytes))
+        return cls(
+            beat_bytes=beat_bytes,
+            layers=shape.layers,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            context=shape.context,
+            key_tile=key_tile,
+            base=-(-program // burst_beats) * burst_beats,
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> "KvLayout":

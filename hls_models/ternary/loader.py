@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """LOADER: fetches weights, parameters, rotary rows, embeddings and the head's table from memory (docs/architecture.md, 2.4).
 
-A request is a burst: consecutive beats up to the next multiple of ``burst_beats`` (1 on chip), at most half of the queue that they pass. Every request
-reserves the room of its data, so ``data`` is always accepted. WEIGHTS, PARAMS and ROPE are credited by their consumer, one beat of
-``*_freed`` per row. PARAMS and ROPE beats pass a queue of ``rows_beats`` beats here (one row of V values leaves per clock), EMBED beats one of
-``embed_beats``, HEAD beats one of ``head_beats``; a request needs a free entry of its queue too.
+A request is a burst: consecutive beats up to the next multiple of ``burst_beats`` (1 on chip), or of the largest power of two within a quarter of the
+queue that they pass: the other three quarters are on their way meanwhile. EMBED is requested beat by beat: its cycles do not depend on the token. Every
+request reserves the room of its data, so ``data`` is always accepted. WEIGHTS, PARAMS and ROPE are credited by their consumer, one beat of ``*_freed`` per
+row; a burst of weights needs the room of every row that it is the first to touch. PARAMS and ROPE beats pass a queue of ``rows_beats`` beats here (one row
+of V values leaves per clock), EMBED beats one of ``embed_beats``, HEAD beats one of ``head_beats``; a burst needs as many free entries of its queue as it
+has beats, too. A tile of keys (values) needs one of two credits, which a beat of ``k_freed`` (``v_freed``) gives back, for its first burst.
 
 Times of one load (handshake cycles; internal events are named after the RTL's registers):
 
     instr t -> job valid:  DIRECT t+1;  POSITION t+3 (MULTIPLY, ADD), then 1 after the previous job;
-                           TOKEN: id_request from t+1 (then 1 after the previous job), id i -> i+3
+                           TOKEN: id_request from t+1 (then 1 after the previous job), id i -> i+3;
+                           TILES t+4 (END, SIZE, PLACE), then 2 after the previous job (STEP), 4 where it was the last one of its token
     job j   -> fire >= j+1; one per clock; the next job is taken in the cycle of the last fire, so DIRECT loads follow without a gap
-    fire f  -> read from f+1; f is at least 1 after every event that frees what it needs: a ``*_freed`` beat, a pop of its queue, the ``data`` beat
-               that ends one of ``outstanding`` requests
+    fire f  -> read from f+1, and not before the ``read`` handshake of the fire before; f is at least 1 after every event that frees what it needs: a
+               ``*_freed`` beat, a pop of its queue, the ``data`` beat that ends one of ``outstanding`` requests
     data d  -> weights, kv d+1 (``ready`` is not looked at: the room is reserved); the queues can be popped from d+QUEUE_LATENCY
     pop     -> params, rope, embed: output register, valid 1 after it is loaded; head: the queue's own output
     last beat e of a load on its output -> done from e+2, in program order
@@ -26,15 +29,21 @@ from pydantic import Field, model_validator
 
 from lutra.hls_models.config import Config
 from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
-from lutra.hls_models.ternary.kv_layout import KvLayout
+from lutra.hls_models.ternary.kv_layout import KvLayout, KvTile
 
-__all__ = ["PARAM_BITS", "QUEUE_LATENCY", "Load", "LoaderConfig"]
+__all__ = ["PARAM_BITS", "QUEUE_LATENCY", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
 
 PARAM_BITS = 24
 """Bits of one value of a params or rope row."""
 
 QUEUE_LATENCY = 1
 """Clocks from a beat's way into a queue (``lutra.rtl.streams.Queue``) until it can leave."""
+
+TILE_STEP = 2
+"""Clocks from the clock in which a tile is taken until the next one is there: STEP, its place."""
+
+TILES_START = 4
+"""Clocks from the start of a walk over a token's tiles (a pass's, in prefill) to the first one: END, SIZE, PLACE, its place."""
 
 
 class Load(NamedTuple):
@@ -73,9 +82,9 @@ class LoaderConfig(Config):
     ring_rows: int = Field(ge=1, le=1 << 20, description="weight rows that the weight ring holds")
     params_rows: int = Field(ge=1, le=1 << 16, description="rows of V values that the params ring holds")
     rope_rows: int = Field(ge=1, le=1 << 16, description="rows of V values that the rope ring holds")
-    rows_beats: int = Field(default=8, ge=2, le=256, description="params and rope beats queued here")
-    embed_beats: int = Field(default=8, ge=2, le=256, description="embedding beats queued here")
-    head_beats: int = Field(default=8, ge=2, le=256, description="beats of the head's table queued here")
+    rows_beats: int = Field(default=8, ge=2, le=2048, description="params and rope beats queued here")
+    embed_beats: int = Field(default=8, ge=2, le=2048, description="embedding beats queued here")
+    head_beats: int = Field(default=8, ge=2, le=2048, description="beats of the head's table queued here")
     outstanding: int = Field(default=16, ge=1, le=1024, description="requests whose data are on their way, at most")
     burst_beats: int = Field(default=1, ge=1, le=256, description="beats of a request at most, a power of two whose multiples it does not cross")
     kv: KvLayout | None = Field(default=None, description="keys and values, where they come through the loader")
@@ -87,16 +96,22 @@ class LoaderConfig(Config):
         return self.beat_bytes // (self.vector_lanes * PARAM_BITS // 8)
 
     def largest_burst(self, target: LoadTarget) -> int:
-        """Beats of a request at most: half of the queue that they pass, a power of two."""
-        depths = {LoadTarget.PARAMS: self.rows_beats, LoadTarget.ROPE: self.rows_beats, LoadTarget.EMBED: self.embed_beats, LoadTarget.HEAD: self.head_beats}
-        half = max(1, depths.get(target, 2 * self.burst_beats) // 2)
-        return min(self.burst_beats, 1 << half.bit_length() - 1)
+        """Beats of a request at most, a power of two, multiples of which it does not cross."""
+        if target in (LoadTarget.WEIGHTS, LoadTarget.KV):
+            return self.burst_beats
+        depth = {LoadTarget.HEAD: self.head_beats, LoadTarget.EMBED: 1}.get(target, self.rows_beats)
+        return min(self.burst_beats, 1 << max(1, depth // 4).bit_length() - 1)
 
     def bursts(self, target: LoadTarget, address: int, beats: int) -> NDArray[np.int64]:
         """Beats of each request (n,) of a job of ``beats`` beats from ``address``."""
         size = self.largest_burst(target)
         cuts = np.arange(address // size + 1, -(-(address + beats) // size)) * size - address
         return np.diff(np.concatenate([[0], cuts, [beats]]))
+
+    @property
+    def tile_rows(self) -> int:
+        """Weight rows of a tile that is read more than once, at most: the burst that brings its last beat may begin the next tile, and needs its room."""
+        return self.ring_rows - -(-(self.burst_beats - 1) // self.row_beats)
 
     @property
     def scale_units(self) -> int:
@@ -121,10 +136,11 @@ class LoaderConfig(Config):
             raise ValueError(f"hidden must be a multiple of vector_lanes = {v}, not {self.hidden}; nearest: {-(-self.hidden // v) * v}")
         if self.burst_beats & (self.burst_beats - 1):
             raise ValueError(f"burst_beats must be a power of two, not {self.burst_beats}; nearest: {1 << self.burst_beats.bit_length() - 1}")
-        if self.ring_rows * self.row_beats < self.burst_beats:
-            raise ValueError(
-                f"ring_rows must hold a burst of {self.burst_beats} beats, not {self.ring_rows} rows; nearest: {-(-self.burst_beats // self.row_beats)}"
-            )
+        if self.kv is not None and self.kv.beat_bytes != b:
+            raise ValueError(f"kv must have beats of beat_bytes = {b} bytes, not {self.kv.beat_bytes}")
+        if self.tile_rows < 1:
+            what, needed = f"a row that has begun and a burst of {self.burst_beats} beats", self.ring_rows - self.tile_rows + 1
+            raise ValueError(f"ring_rows must hold {what}, {needed} rows, not {self.ring_rows}; nearest: {needed}")
         for name, rows in (("params_rows", self.params_rows), ("rope_rows", self.rope_rows)):
             beats = self.largest_burst(LoadTarget.PARAMS)
             if rows < beats * self.rows_per_beat:
@@ -136,6 +152,14 @@ class LoaderConfig(Config):
 
     def check(self, load: Load) -> None:
         """Raises ValueError where the encoder made a load that this hardware cannot carry out."""
+        if (load.target == LoadTarget.KV) != (load.mode == LoadMode.TILES):
+            raise ValueError(f"mode must be TILES for keys and values and for nothing else, not {load.mode.name} for {load.target.name}")
+        if load.mode == LoadMode.TILES:
+            if self.kv is None:
+                raise ValueError("keys and values must have a layout (kv) where they are loaded")
+            if load.tokens < 1 or load.position + load.tokens > self.kv.context:
+                raise ValueError(f"positions must lie within the context of {self.kv.context}, not at {load.position} to {load.position + load.tokens - 1}")
+            return
         if not 1 <= load.beats < (1 << 24 if load.mode == LoadMode.DIRECT else 1 << 16) or load.repetitions < 1:
             raise ValueError(f"beats must be 1 to 2**24 - 1 (2**16 - 1 per token) and tokens at least 1, not {load.beats} and {load.tokens}")
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE) and -(-load.rows // self.rows_per_beat) != load.beats:
@@ -145,14 +169,42 @@ class LoaderConfig(Config):
         if load.target == LoadTarget.EMBED and load.beats != self.table_beats:
             raise ValueError(f"beats of a table row must be {self.table_beats}, not {load.beats}")
 
-    def addresses(self, load: Load, ids: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """Beat addresses (repetitions * beats,) in request order; ``ids`` (tokens,) for mode TOKEN."""
-        first = {LoadMode.DIRECT: np.zeros(1, np.int64), LoadMode.POSITION: load.position + np.arange(load.tokens), LoadMode.TOKEN: ids}[LoadMode(load.mode)]
+    def tiles(self, load: Load) -> list[KvTile]:
+        """Tiles of a load of keys and values, in order."""
+        assert self.kv is not None  # ``check`` refuses it
+        moved = load.address - self.kv.address(0, 0, 0, value=False)
+        tiles = self.kv.order(0, load.tokens, load.position, serial=bool(load.serial))
+        return [tile._replace(address=tile.address + moved) for tile in tiles]
+
+    def jobs(self, load: Load, ids: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First addresses (jobs,) and beats (jobs,) of what a load fetches in one piece; ``ids`` (tokens,) for mode TOKEN."""
+        if load.mode == LoadMode.TILES:
+            tiles = self.tiles(load)
+            return np.array([tile.address for tile in tiles]), np.array([tile.beats for tile in tiles])
+        first = {LoadMode.DIRECT: np.zeros(1, np.int64), LoadMode.POSITION: load.position + np.arange(load.tokens), LoadMode.TOKEN: ids}[load.mode]
         assert first is not None  # a caller's slip, not a user's
-        return (load.address + (first[:, None] * load.beats + np.arange(load.beats))).reshape(-1) & 0xFFFFFFFF
+        return (load.address + first * load.beats) & 0xFFFFFFFF, np.full(len(first), load.beats)
+
+    def steps(self, load: Load) -> NDArray[np.int64]:
+        """Clocks (jobs,) from the clock in which a job is taken until the next one is there, besides what TOKEN waits for an id."""
+        if load.mode != LoadMode.TILES:
+            return np.ones(load.repetitions, np.int64)
+        assert self.kv is not None
+        ends = load.position + np.arange(1, load.tokens + 1)
+        tiles = 2 * self.kv.kv_heads * -(-(ends if load.serial else ends[-1:]) // self.kv.key_tile)
+        steps = np.full(tiles.sum(), TILE_STEP)
+        steps[np.cumsum(tiles) - 1] = TILES_START
+        return steps
+
+    def addresses(self, load: Load, ids: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Beat addresses (beats in all,) in request order; ``ids`` (tokens,) for mode TOKEN."""
+        first, beats = self.jobs(load, ids)
+        return (np.repeat(first - (np.cumsum(beats) - beats), beats) + np.arange(beats.sum())) & 0xFFFFFFFF
 
     def counts(self, load: Load) -> NDArray[np.int64]:
-        """Output beats that each memory beat of a load becomes (repetitions * beats,): rows, embedding units, or itself."""
+        """Output beats that each memory beat of a load becomes (beats in all,): rows, embedding units, or itself."""
+        if load.mode == LoadMode.TILES:
+            return np.ones(sum(tile.beats for tile in self.tiles(load)), np.int64)
         counts = np.full(load.beats, 1)
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
             counts[:] = self.rows_per_beat

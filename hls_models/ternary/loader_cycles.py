@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handshake cycles of every port of a loader under any stimulus, a step per beat: what its bench holds the RTL against.
 
-The times are those of ``lutra.hls_models.ternary.loader``; ``loader_timing`` has the fast form for the core.
+The times are those of ``lutra.hls_models.ternary.loader``; ``loader_timing`` and ``loader_shared`` have the fast forms for the core.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lutra.hls_models.streams import Ready
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
-from lutra.hls_models.ternary.loader import QUEUE_LATENCY, Load, LoaderConfig
+from lutra.hls_models.ternary.loader import QUEUE_LATENCY, TILES_START, Load, LoaderConfig
 
 __all__ = ["LoaderStimulus", "loader_cycles"]
 
@@ -28,61 +28,76 @@ class LoaderStimulus:
     instr
         Earliest cycle of each instruction.
     id, data
-        Clocks beyond 1 from a request's handshake to the earliest cycle of its response.
+        Clocks beyond 1 from a request's handshake to the earliest cycle of each beat of its response.
     freed
-        Per credited target, clocks beyond 1 from a row's delivery to the earliest cycle of its ``*_freed`` beat.
+        Per credit (weights, params, rope, k, v), clocks beyond 1 from a row's (a tile's) delivery to the earliest cycle of its ``*_freed`` beat.
     ready
         Per output, a bool per cycle; ready past the end and where absent.
+    memory
+        Instead of ``data``: handshakes (beats,) of the data of a burst from the cycle of its request and its beats, as ``MemoryTiming.read``.
     """
 
     instr: Cycles
     id: Cycles = field(default_factory=lambda: np.zeros(0, np.int64))
     data: Cycles = field(default_factory=lambda: np.zeros(0, np.int64))
-    freed: Mapping[LoadTarget, Cycles] = field(default_factory=dict)
+    freed: Mapping[str, Cycles] = field(default_factory=dict)
     ready: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    memory: Callable[[int, int], Cycles] | None = None
 
 
-def loader_cycles(config: LoaderConfig, loads: Sequence[Load], stimulus: LoaderStimulus) -> dict[str, Cycles]:
-    """Handshake cycles (beats,) of every port by name."""
-    return _Simulation(config, stimulus).run(loads)
+def loader_cycles(config: LoaderConfig, loads: Sequence[Load], stimulus: LoaderStimulus, ids: Sequence[Cycles | None] | None = None) -> dict[str, Cycles]:
+    """Handshake cycles (beats,) of every port by name; ``ids``: per load the tokens of mode TOKEN, where bursts depend on them."""
+    return _Simulation(config, stimulus).run(loads, ids or [None] * len(loads))
 
 
 class _Simulation:
     """Events of a loader in program order; each depends on earlier ones only."""
 
     OUTPUTS = ("read", "id_request", "params", "rope", "embed", "head", "done")
+    CREDITS = ("weights", "params", "rope", "k", "v")
+    QUEUES: Mapping[LoadTarget, str] = {LoadTarget.EMBED: "embed", LoadTarget.HEAD: "head", LoadTarget.PARAMS: "rows", LoadTarget.ROPE: "rows"}
 
     def __init__(self, config: LoaderConfig, stimulus: LoaderStimulus) -> None:
         self.config, self.stimulus = config, stimulus
         self.ready = {name: Ready(stimulus.ready.get(name)) for name in self.OUTPUTS}
-        inputs = ("instr", "id", "data", "weights_freed", "params_freed", "rope_freed", "k_freed", "v_freed", "weights", "kv")
+        inputs = ("instr", "id", "data", *(f"{name}_freed" for name in self.CREDITS), "weights", "kv")
         self.times: dict[str, list[int]] = {name: [] for name in (*inputs, *self.OUTPUTS)}
-        self.fires: list[int] = []
+        self.bursts: list[int] = []  # last data beat of each
         self.pops: dict[str, list[int]] = {"rows": [], "embed": [], "head": []}
         self.row_taken = -1  # last handshake of params or rope: they share the output register
-        self.credits = {LoadTarget.WEIGHTS: config.ring_rows, LoadTarget.PARAMS: config.params_rows, LoadTarget.ROPE: config.rope_rows}
-        self.rows = dict.fromkeys(self.credits, 0)
+        # Rows and tiles that the consumer has room for, and how many were requested.
+        self.credits = {"weights": config.ring_rows, "params": config.params_rows, "rope": config.rope_rows, "k": 2, "v": 2}
+        self.used = dict.fromkeys(self.credits, 0)
         self.depths = {"rows": config.rows_beats, "embed": config.embed_beats, "head": config.head_beats}
+        self.weight_beats = 0
 
-    def run(self, loads: Sequence[Load]) -> dict[str, Cycles]:
+    def run(self, loads: Sequence[Load], ids: Sequence[Cycles | None]) -> dict[str, Cycles]:
         finishes: list[int] = []  # cycles in which the done register is loaded
         planned, issued = 0, -1  # plan is idle again; last fire of the job before
-        for k, load in enumerate(loads):
+        for k, (load, tokens) in enumerate(zip(loads, ids, strict=True)):
             self.config.check(load)
             start = max(int(self.stimulus.instr[k]), planned)
             if k >= self.config.instructions:
                 start = max(start, finishes[k - self.config.instructions] + 1)
             self.times["instr"].append(start)
-            counts = self.config.counts(load).reshape(load.repetitions, -1)
-            valid = start + (3 if load.mode == LoadMode.POSITION else 1)
-            for repetition in range(load.repetitions):
+            counts = self.config.counts(load)
+            if load.mode == LoadMode.TOKEN and tokens is None:
+                tokens = np.zeros(load.tokens, np.int64)
+            values = [tile.value for tile in self.config.tiles(load)] if load.mode == LoadMode.TILES else None
+            valid = start + {LoadMode.POSITION: 3, LoadMode.TILES: TILES_START}.get(load.mode, 1)
+            begin = job = 0
+            for j, (address, beats, step) in enumerate(zip(*self.config.jobs(load, tokens), self.config.steps(load), strict=True)):
                 if load.mode == LoadMode.TOKEN:
                     valid = self._id(valid) + 3
                 job = max(valid, issued)
-                valid, issued = job + 1, job
-                for count in counts[repetition]:
-                    issued = self._beat(load.target, int(count), issued + 1)
-            planned = valid
+                valid, issued = job + int(step), job
+                half = ("v" if values[j] else "k") if values else None
+                for size in self.config.bursts(load.target, int(address), int(beats)).tolist():
+                    issued = self._burst(load.target, counts[begin : begin + size].tolist(), issued + 1, half)
+                    begin, half = begin + size, None
+                if values:
+                    self._freed("v" if values[j] else "k")
+            planned = job + 1
             finish = max(self.ended + 1, self.times["done"][-1] if k else 0)
             finishes.append(finish)
             self.times["done"].append(self._take("done", finish + 1))
@@ -98,54 +113,75 @@ class _Simulation:
         self.times["id"].append(answered)
         return answered
 
-    def _beat(self, target: LoadTarget, count: int, earliest: int) -> int:
-        """One beat from request to delivery: its fire, no earlier than ``earliest``."""
-        times, i = self.times, len(self.fires)
-        queue = {LoadTarget.EMBED: "embed", LoadTarget.HEAD: "head", LoadTarget.PARAMS: "rows", LoadTarget.ROPE: "rows"}.get(target)
-        fire = max(earliest, times["read"][-1] if i else 0)
-        if i >= self.config.outstanding:
-            fire = max(fire, times["data"][i - self.config.outstanding] + 1)
-        if target in self.credits:
-            rows = self.rows[target] + count
-            needed = -(-rows // self.config.row_beats) if target == LoadTarget.WEIGHTS else rows
-            if needed > self.credits[target]:
-                fire = max(fire, times[f"{target.name.lower()}_freed"][needed - self.credits[target] - 1] + 1)
-            self.rows[target] = rows
-        if queue and len(self.pops[queue]) >= self.depths[queue]:
-            fire = max(fire, self.pops[queue][-self.depths[queue]] + 1)
-        self.fires.append(fire)
-        times["read"].append(self._take("read", fire + 1))
-        data = times["read"][-1] + 1 + _at(self.stimulus.data, i)
-        times["data"].append(max(data, times["data"][-1] + 1 if i else 0))
-        arrival = times["data"][-1]
+    def _burst(self, target: LoadTarget, counts: list[int], earliest: int, half: str | None) -> int:
+        """A burst from request to delivery: its fire, no earlier than ``earliest``. ``half``: the credit that a tile's first burst takes."""
+        times, name, beats, config = self.times, target.name.lower(), len(counts), self.config
+        queue = self.QUEUES.get(target)
+        fire = max(earliest, self._last("read"))
+        if len(self.bursts) >= config.outstanding:
+            fire = max(fire, self.bursts[-config.outstanding] + 1)
         if target == LoadTarget.WEIGHTS:
-            self._deliver(target, arrival + 1, freed=self.rows[target] % self.config.row_beats == 0)
+            self.weight_beats += beats
+            fire = max(fire, self._room(name, -(-self.weight_beats // config.row_beats) - self.used[name]))
+        elif target in (LoadTarget.PARAMS, LoadTarget.ROPE):
+            fire = max(fire, self._room(name, sum(counts)))
+        elif half:
+            fire = max(fire, self._room(half, 1))
+        if queue and len(self.pops[queue]) + beats > self.depths[queue]:
+            fire = max(fire, self.pops[queue][len(self.pops[queue]) + beats - self.depths[queue] - 1] + 1)
+        times["read"].append(self._take("read", fire + 1))
+        request = times["read"][-1]
+        if self.stimulus.memory is None:
+            offered = [request + 1 + _at(self.stimulus.data, len(times["data"]) + i) for i in range(beats)]
+        else:
+            offered = self.stimulus.memory(request, beats).tolist()
+        for count, cycle in zip(counts, offered, strict=True):
+            times["data"].append(max(cycle, self._last("data") + 1))
+            self._arrived(target, count, times["data"][-1])
+        self.bursts.append(times["data"][-1])
+        return fire
+
+    def _room(self, credit: str, count: int) -> int:
+        """First cycle in which ``count`` more rows (tiles) have room, which they take."""
+        self.used[credit] += count
+        freed = self.used[credit] - self.credits[credit]
+        return self.times[f"{credit}_freed"][freed - 1] + 1 if freed > 0 else 0
+
+    def _arrived(self, target: LoadTarget, count: int, arrival: int) -> None:
+        if target == LoadTarget.WEIGHTS:
+            self._deliver(target, arrival + 1)
+            if len(self.times["weights"]) % self.config.row_beats == 0:
+                self._freed("weights")
+        elif target == LoadTarget.KV:
+            self._deliver(target, arrival + 1)
         elif target == LoadTarget.HEAD:
             self._deliver(target, self._take("head", max(arrival + QUEUE_LATENCY, self._last("head") + 1)))
             self.pops["head"].append(self.ended)
         else:
             self._unpack(target, count, arrival + QUEUE_LATENCY)
-        return fire
 
     def _unpack(self, target: LoadTarget, count: int, offered: int) -> None:
-        loaded = offered
+        name, loaded = target.name.lower(), offered
         for _ in range(count):
             loaded = max(offered, self._last("embed") if target == LoadTarget.EMBED else self.row_taken)
-            self._deliver(target, self._take(target.name.lower(), loaded + 1), freed=target != LoadTarget.EMBED)
+            self._deliver(target, self._take(name, loaded + 1))
             if target != LoadTarget.EMBED:
                 self.row_taken = self.ended
+                self._freed(name)
         self.pops["embed" if target == LoadTarget.EMBED else "rows"].append(loaded)
 
     def _last(self, port: str) -> int:
         return self.times[port][-1] if self.times[port] else -1
 
-    def _deliver(self, target: LoadTarget, cycle: int, *, freed: bool = False) -> None:
+    def _deliver(self, target: LoadTarget, cycle: int) -> None:
         self.ended = cycle
         self.times[target.name.lower()].append(cycle)
-        if freed:
-            port = f"{target.name.lower()}_freed"
-            hold = _at(self.stimulus.freed.get(target, ()), len(self.times[port]))
-            self.times[port].append(max(cycle + 1 + hold, self._last(port) + 1))
+
+    def _freed(self, credit: str) -> None:
+        """The row (or tile) that ended is freed in time."""
+        port = f"{credit}_freed"
+        hold = _at(self.stimulus.freed.get(credit, ()), len(self.times[port]))
+        self.times[port].append(max(self.ended + 1 + hold, self._last(port) + 1))
 
 
 def _at(values: Sequence[int] | Cycles, index: int) -> int:

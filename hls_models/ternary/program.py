@@ -49,7 +49,8 @@ class Program:
     labels
         One name per instruction, for listings, timelines and messages ("layers.0.qkv.weights").
     regions
-        The address map, ascending, without overlap, from beat 0 ("program", the encoded instructions) to the end of the image.
+        The address map, ascending, without overlap, from beat 0 ("program", the encoded instructions) to the end of the image. In a shared memory blocks
+        begin at bursts, so that there may be beats between them; keys and values ("cache") begin as zeros.
     image
         uint8, whole beats; None where only the shape is known (enough for cycles).
     """

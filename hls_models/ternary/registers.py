@@ -7,7 +7,7 @@ from typing import NamedTuple
 __all__ = ["IDENTITY", "REGISTERS", "VERSION", "Register", "RegisterInfo", "c_header"]
 
 IDENTITY = int.from_bytes(b"LUTR", "big")
-VERSION = 0x0001_0000
+VERSION = 0x0001_0001
 
 
 class Register(IntEnum):
@@ -37,6 +37,8 @@ class Register(IntEnum):
     BUSY_VECTOR = 0x15
     BUSY_ATTEND = 0x16
     BUSY_HEAD = 0x17
+    CHOICE_INDEX = 0x18
+    CHOICE = 0x19
 
 
 class RegisterInfo(NamedTuple):
@@ -49,10 +51,12 @@ REGISTERS: dict[Register, RegisterInfo] = {
     Register.VERSION: RegisterInfo("r", "register map version, major in the upper half"),
     Register.CONFIG_HASH_LOW: RegisterInfo("r", "hash of configuration and model shape, bits 31..0"),
     Register.CONFIG_HASH_HIGH: RegisterInfo("r", "bits 63..32"),
-    Register.CONTROL: RegisterInfo("w", "bit 0: start a run; bit 1: abort at the end of the present pass"),
+    Register.CONTROL: RegisterInfo(
+        "w", "bit 0: start a run; bit 1: abort at the end of the present pass; bit 2: start one serial pass that verifies the prompt"
+    ),
     Register.STATUS: RegisterInfo("r", "bit 0: busy; bit 1: program loaded"),
     Register.START_POSITION: RegisterInfo("rw", "position of the first prompt token; above 0 the cache of an earlier turn is kept"),
-    Register.PROMPT_LENGTH: RegisterInfo("rw", "prompt tokens of this turn, at least 1"),
+    Register.PROMPT_LENGTH: RegisterInfo("rw", "prompt tokens of this turn, at least 1; of a serial pass at most draft_lanes"),
     Register.MAX_NEW: RegisterInfo("rw", "tokens to generate, at least 1"),
     Register.STOP_TOKEN: RegisterInfo("rw", "bits 19..0: id that ends the run; bit 31: enabled"),
     Register.TOKEN_INDEX: RegisterInfo("rw", "position that TOKEN reads or writes; advances with every write of TOKEN"),
@@ -69,6 +73,8 @@ REGISTERS: dict[Register, RegisterInfo] = {
     Register.BUSY_VECTOR: RegisterInfo("r", "clocks with a VECTOR instruction under way"),
     Register.BUSY_ATTEND: RegisterInfo("r", "clocks with an ATTEND instruction under way"),
     Register.BUSY_HEAD: RegisterInfo("r", "clocks with a HEAD instruction under way"),
+    Register.CHOICE_INDEX: RegisterInfo("rw", "token of the last pass that CHOICE reads, 0: its first"),
+    Register.CHOICE: RegisterInfo("r", "id chosen behind that token; behind all but the last only by a serial pass"),
 }
 
 

@@ -73,7 +73,9 @@ class Core(wiring.Component):
             id_bits=id_bits,
             program_ram="block" if config.device_ram == "ultra" else "distributed",
         )
-        m.submodules.registers = registers = Registers(context=shape.context, id_bits=id_bits, best=config.best, config_hash=spec.hash)
+        m.submodules.registers = registers = Registers(
+            context=shape.context, id_bits=id_bits, best=config.best, lanes=config.draft_lanes, config_hash=spec.hash
+        )
 
         self._connect_control(m, sequencer, dispatch, registers)
         wiring.connect(m, dispatch.loader, loader.instr)
@@ -163,6 +165,7 @@ class Core(wiring.Component):
             sequencer.max_new.eq(registers.max_new),
             sequencer.stop_token.eq(registers.stop_token),
             sequencer.stop_enable.eq(registers.stop_enable),
+            sequencer.verify.eq(registers.verify),
             sequencer.idle.eq(dispatch.idle),
             dispatch.clear.eq(sequencer.clear),
             dispatch.grant_token.eq(sequencer.grant_token),

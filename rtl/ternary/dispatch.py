@@ -45,6 +45,8 @@ class Dispatch(wiring.Component):
     push : ``In(stream)`` of word, tokens, position
     units : list of ``Out(stream)``
         One per unit, raw instruction; ``done`` : list of ``In(stream)``, always ready.
+    stored : ``In(1)``
+        Increments STORED: ATTEND's keys and values are in a shared memory, long before it is done.
     idle : ``Out(1)``
         Nothing queued, nothing running. ``running`` : ``Out``, one bit per unit, for the performance counters.
     """
@@ -55,6 +57,7 @@ class Dispatch(wiring.Component):
         members: dict[str, object] = {
             "clear": In(1),
             "grant_token": In(1),
+            "stored": In(1),
             "push": In(stream.Signature(dispatched_layout())),
             "idle": Out(1),
             "running": Out(len(self.units)),
@@ -104,8 +107,7 @@ class Dispatch(wiring.Component):
         for i, semaphore in enumerate(semaphores):
             up = sum((signalled[unit][i] for unit in self.units), C(0, 1))
             down = sum((taken[unit][i] for unit in self.units), C(0, 1))
-            if Semaphore(1 << i) is Semaphore.TOKEN:
-                up = up + self.grant_token
+            up = up + {Semaphore.TOKEN: self.grant_token, Semaphore.STORED: self.stored}.get(Semaphore(1 << i), C(0, 1))
             with m.If(self.clear):
                 m.d.sync += semaphore.eq(int(Semaphore(1 << i) is Semaphore.TOKEN))
             with m.Else():

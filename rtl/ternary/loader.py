@@ -247,7 +247,8 @@ class Loader(wiring.Component):
     params, rope : ``Out(stream)`` of rows of V values of 24 bits, lowest lane first.
     embed : ``Out(stream)`` of ``codes`` (V signed bytes) and their row's ``scale`` (fp32).
     head : ``Out(stream)`` of beats.
-    kv : ``Out(stream)`` of {beat, first, rows, value, last}: beats of key and value tiles, ``first`` of a tile of ``rows`` rows; ``ready`` is not looked at.
+    kv : ``Out(stream)`` of {beat, first, rows, value, last}: beats of key and value tiles of ``rows`` rows, ``first`` and ``last`` of their tile; ``ready``
+        is not looked at.
     k_freed, v_freed : ``In(stream)``, always ready: half of ATTEND's buffer of keys (values) is free again.
     weights_freed, params_freed, rope_freed : ``In(stream)``, always ready: a beat per row that left the ring of the consumer.
     done : ``Out(stream)``, one beat (0) per instruction once its last beat was taken, in program order.
@@ -282,7 +283,7 @@ class Loader(wiring.Component):
         m = Module()
         config = self._config
         fields = {"kind": 3, "rope": 1, "rows": range(config.rows_per_beat), "last": 1}
-        note, burst = data.StructLayout(fields), data.StructLayout(fields | {"beats": 9, "first": 1, "value": 1, "tile_rows": 16})
+        note, burst = data.StructLayout(fields), data.StructLayout(fields | {"beats": 9, "first": 1, "end": 1, "value": 1, "tile_rows": 16})
         noted = data.StructLayout({"beat": 8 * config.beat_bytes, "note": note})
         m.submodules.plan = plan = _Plan(config)
         m.submodules.issue = issue = Issue(config, burst)
@@ -335,7 +336,7 @@ class Loader(wiring.Component):
             with m.If(burst_end):
                 m.d.sync += oldest.addr.eq(Mux(oldest.addr == config.outstanding - 1, 0, oldest.addr + 1))
 
-        kind, weights_last = told.kind, Signal()
+        kind, weights_last, kv_last = told.kind, Signal(), Signal()
         m.d.sync += [
             self.weights.valid.eq(self.data.valid & (kind == WEIGHTS)),
             self.weights.payload.eq(self.data.payload),
@@ -348,7 +349,8 @@ class Loader(wiring.Component):
                 self.kv.payload.first.eq(oldest.data.first & (arrived == 0)),
                 self.kv.payload.rows.eq(oldest.data.tile_rows),
                 self.kv.payload.value.eq(oldest.data.value),
-                self.kv.payload.last.eq(told.last),
+                self.kv.payload.last.eq(oldest.data.end & burst_end),
+                kv_last.eq(told.last),
             ]
         for value, queue in ((ROWS, rows_queue), (EMBED, embed_queue), (HEAD, head_queue)):
             m.d.comb += [
@@ -371,7 +373,7 @@ class Loader(wiring.Component):
                     rows.ended,
                     embed.ended,
                     head_popped & head_queue.output.payload.note.last,
-                    self.kv.valid & self.kv.payload.last,
+                    self.kv.valid & kv_last,
                 )
             ),
             plan.room.eq(finish.room),

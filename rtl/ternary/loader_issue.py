@@ -65,12 +65,12 @@ class Issue(wiring.Component):
         m = Module()
         config, p = self._config, self._config.rows_per_beat
         active, job, fresh = Signal(), Signal(JOB, reset_less=True), Signal()
-        ready, final, fire = Signal(), Signal(), self.fire
+        ready, fire = Signal(), self.fire
         fired = {target: Signal(name=f"fired_{target.name.lower()}") for target in LoadTarget}
         m.d.comb += [fired[target].eq(fire & (job.target == target)) for target in LoadTarget]
-        beats = self._beats(m, job)
+        beats, final = self._burst(m, job, fire, ready)
         count = Signal(range(p * config.largest_burst(LoadTarget.PARAMS) + 1))  # rows of params or rope
-        m.d.comb += [final.eq(job.beats == beats), count.eq(Mux(final, job.rows, beats * p))]
+        m.d.comb += count.eq(Mux(final, job.rows, beats * p))
 
         freed = {target: getattr(self, f"{target.name.lower()}_freed") for target in (LoadTarget.WEIGHTS, LoadTarget.PARAMS, LoadTarget.ROPE)}
         m.d.comb += [port.ready.eq(1) for port in (*freed.values(), self.k_freed, self.v_freed)]
@@ -128,6 +128,7 @@ class Issue(wiring.Component):
             self.note.rope.eq(job.target == LoadTarget.ROPE),
             self.note.rows.eq(Mux(final, job.rows - (beats - 1) * p, p) - 1),
             self.note.last.eq(final & job.last),
+            self.note.end.eq(final),
             self.note.beats.eq(beats),
             self.note.first.eq(fresh),
             self.note.value.eq(job.value),
@@ -150,16 +151,24 @@ class Issue(wiring.Component):
             m.d.sync += [active.eq(self.job.valid), job.eq(self.job.payload), fresh.eq(1)]
         return m
 
-    def _beats(self, m: Module, job: data.View) -> Value:
-        """Beats of the next burst of a job: up to the next multiple of the target's largest burst."""
-        config = self._config
+    def _burst(self, m: Module, job: data.View, fire: Value, ready: Value) -> tuple[Value, Value]:
+        """Beats of the next burst of the present job, and whether it is the job's last: in registers, worked out a clock ahead."""
+        config, offered = self._config, self.job.payload
         if config.burst_beats == 1:
-            return C(1, 9)
-        left, beats = Signal(9), Signal(9)
-        with m.Switch(job.target):
+            return C(1, 9), job.beats == 1
+        beats, final = Signal(9, reset_less=True), Signal(reset_less=True)
+        first, other, after = Signal(9), Signal(9), Signal(24)  # beats up to the next cut, from a job's first beat and from a cut
+        with m.Switch(offered.target):
             for target in LoadTarget:
                 size = config.largest_burst(target)
                 with m.Case(target):
-                    m.d.comb += left.eq(size - (job.address & (size - 1)))
-        m.d.comb += beats.eq(Mux(job.beats < left, job.beats, left))
-        return beats
+                    m.d.comb += first.eq(size - (offered.address & (size - 1)))
+        with m.Switch(job.target):
+            for target in LoadTarget:
+                with m.Case(target):
+                    m.d.comb += other.eq(config.largest_burst(target))
+        m.d.comb += after.eq(job.beats - beats)
+        for when, left, total in ((fire, other, after), (ready, first, offered.beats)):
+            with m.If(when):
+                m.d.sync += [beats.eq(Mux(total <= left, total, left)), final.eq(total <= left)]
+        return beats, final

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk over key and value tiles of a pass, for LOADER (``KvLayout.order``)."""
 
+from math import gcd
+
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -52,7 +54,9 @@ class TileWalker(wiring.Component):
         last_rows, last_beats = Signal(range(layout.key_tile + 1)), Signal(range(layout.block_beats + 1))
         top_place, place = Signal(32), Signal(32)  # of a tile behind its head's first block
         head, k_head, v_head = Signal(range(layout.kv_heads + 2)), Signal(32), Signal(32)
-        code_bytes = last_rows * layout.head_dim
+        # Rows to beats: in lowest terms a power of two divides, since the codes of a tile are whole beats.
+        common = gcd(layout.head_dim, layout.beat_bytes)
+        numerator, denominator = layout.head_dim // common, layout.beat_bytes // common
         is_top, head_end, finished = Signal(), Signal(), Signal()
         m.d.comb += [
             is_top.eq(tile == top),
@@ -83,7 +87,7 @@ class TileWalker(wiring.Component):
             with m.State("SIZE"):
                 m.d.sync += [
                     top_place.eq(top * pair),
-                    last_beats.eq(layout.scale_beats + (code_bytes + (layout.beat_bytes - 1)) // layout.beat_bytes),
+                    last_beats.eq(layout.scale_beats + (last_rows * numerator + (denominator - 1)) // denominator),
                     head.eq(0),
                     k_head.eq(base),
                     v_head.eq(base),

@@ -19,17 +19,17 @@ class RegisterPort(wiring.Signature):
 
 
 class Registers(wiring.Component):
-    """Register file of the core (``hls_models.ternary.registers``), token memory and the k best logits of the last token.
+    """Register file of the core (``hls_models.ternary.registers``), token memory, the k best logits of the last token and the choices of the last pass.
 
     Parameters
     ----------
-    context, id_bits : size of the token memory. ``best`` : ranks kept. ``config_hash`` : 64 bits.
+    context, id_bits : size of the token memory. ``best`` : ranks kept, ``lanes`` : choices kept. ``config_hash`` : 64 bits.
 
     Members
     -------
     bus : ``In(RegisterPort())``
     start, abort : ``Out(1)`` pulses, one clock after the write.
-    start_position, prompt_length, max_new, stop_token, stop_enable : ``Out``
+    start_position, prompt_length, max_new, stop_token, stop_enable, verify : ``Out``
     busy, booted, generated, pass_done : ``In`` from the sequencer. ``running`` : ``In``, one bit per unit.
     next_position : ``In(16)``
         Where the chosen token goes.
@@ -40,8 +40,8 @@ class Registers(wiring.Component):
         Chosen ids for a host that listens; valid for one clock, never waits.
     """
 
-    def __init__(self, *, context: int, id_bits: int, best: int, config_hash: int) -> None:
-        self._context, self._id_bits, self._best, self._hash = context, id_bits, best, config_hash
+    def __init__(self, *, context: int, id_bits: int, best: int, lanes: int, config_hash: int) -> None:
+        self._context, self._id_bits, self._best, self._lanes, self._hash = context, id_bits, best, lanes, config_hash
         self.units = [unit for unit in Unit if unit is not Unit.END]
         super().__init__(
             {
@@ -53,6 +53,7 @@ class Registers(wiring.Component):
                 "max_new": Out(16),
                 "stop_token": Out(id_bits),
                 "stop_enable": Out(1),
+                "verify": Out(1),
                 "busy": In(1),
                 "booted": In(1),
                 "generated": In(16),
@@ -78,9 +79,10 @@ class Registers(wiring.Component):
         store, to_loader, to_host = tokens.write_port(), tokens.read_port(), tokens.read_port()
         token_index = Signal(16)
         host_store = bus.write & (address == Register.TOKEN)
-        # The host writes prompts while the core is idle, the head while it is busy: one port serves both.
+        # The host writes prompts while the core is idle, the head while it is busy: one port serves both. What a pass that verifies chooses is the host's to
+        # accept, and stays out of the text.
         m.d.comb += [
-            store.en.eq(self.token_valid | host_store),
+            store.en.eq((self.token_valid & ~self.verify) | host_store),
             store.addr.eq(Mux(self.token_valid, self.next_position, token_index)),
             store.data.eq(Mux(self.token_valid, self.token_id, bus.write_data)),
             to_host.en.eq(1),
@@ -107,6 +109,15 @@ class Registers(wiring.Component):
         with m.Elif(self.best_valid):
             m.d.sync += rank.eq(rank + 1)
 
+        m.submodules.choices = choices = memory.Memory(shape=self._id_bits, depth=max(2, self._lanes), init=[])
+        choice_store, choice_fetch = choices.write_port(), choices.read_port(domain="comb")
+        choice_index = Signal.like(choice_fetch.addr)
+        m.d.comb += [choice_store.en.eq(self.token_valid), choice_store.data.eq(self.token_id), choice_fetch.addr.eq(choice_index)]
+        with m.If(self.pass_done):
+            m.d.sync += choice_store.addr.eq(0)
+        with m.Elif(self.token_valid):
+            m.d.sync += choice_store.addr.eq(choice_store.addr + 1)
+
         scale, cycles, passes = Signal(32), Signal(32), Signal(32)
         busy_counts = [Signal(32, name=f"busy_{unit.name.lower()}") for unit in self.units]
         with m.If(self.token_valid):
@@ -121,7 +132,10 @@ class Registers(wiring.Component):
         m.d.sync += [self.start.eq(0), self.abort.eq(0)]
         with m.If(bus.write), m.Switch(address):
             with m.Case(Register.CONTROL):
-                m.d.sync += [self.start.eq(bus.write_data[0] & ~self.busy), self.abort.eq(bus.write_data[1])]
+                starting = (bus.write_data[0] | bus.write_data[2]) & ~self.busy
+                m.d.sync += [self.start.eq(starting), self.abort.eq(bus.write_data[1])]
+                with m.If(starting):
+                    m.d.sync += self.verify.eq(bus.write_data[2])
             with m.Case(Register.STOP_TOKEN):
                 m.d.sync += [self.stop_token.eq(bus.write_data), self.stop_enable.eq(bus.write_data[31])]
             with m.Case(Register.TOKEN):
@@ -132,6 +146,7 @@ class Registers(wiring.Component):
                 (Register.MAX_NEW, self.max_new),
                 (Register.TOKEN_INDEX, token_index),
                 (Register.BEST_INDEX, best_index),
+                (Register.CHOICE_INDEX, choice_index),
             ):
                 with m.Case(register):
                     m.d.sync += signal.eq(bus.write_data)
@@ -151,6 +166,8 @@ class Registers(wiring.Component):
             Register.BEST_INDEX: best_index,
             Register.BEST_ID: best_fetch.data[:20],
             Register.BEST_SCORE: best_fetch.data[20:],
+            Register.CHOICE_INDEX: choice_index,
+            Register.CHOICE: choice_fetch.data,
             Register.ACTIVATION_SCALE: scale,
             Register.CYCLES: cycles,
             Register.PASSES: passes,

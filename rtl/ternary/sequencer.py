@@ -17,7 +17,7 @@ class Sequencer(wiring.Component):
     Boot (first start after reset): one instruction word after another is read from memory address 0 until END, one beat at a time.
     A pass: two clocks per instruction (FETCH, DISPATCH) while its unit's queue has room; at END it waits until every unit is idle, then one clock
     (NEXT) decides about the next pass, one (SETUP) sizes it. A run ends after ``max_new`` tokens, at the stop token, at the end of the
-    context, or on abort (at the end of the pass).
+    context, or on abort (at the end of the pass). A run that is started with ``verify`` is one serial pass over the prompt, which must fit a chunk.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Sequencer(wiring.Component):
     Members
     -------
     start, abort : ``In(1)`` pulses. ``busy``, ``booted`` : ``Out(1)``.
-    start_position, prompt_length, max_new, stop_token, stop_enable : ``In``, stable while busy.
+    start_position, prompt_length, max_new, stop_token, stop_enable, verify : ``In``, stable while busy.
     read, data : memory port, used while booting only.
     push : ``Out(stream)`` to the dispatch queues; ``idle``, ``clear``, ``grant_token``: see ``Dispatch``.
     token : ``In(stream)`` of the chosen id, always ready; at most one per pass.
@@ -50,6 +50,7 @@ class Sequencer(wiring.Component):
                 "max_new": In(16),
                 "stop_token": In(id_bits),
                 "stop_enable": In(1),
+                "verify": In(1),
                 "read": Out(stream.Signature(32)),
                 "data": In(stream.Signature(8 * beat_bytes)),
                 "push": Out(stream.Signature(dispatched_layout())),
@@ -98,6 +99,7 @@ class Sequencer(wiring.Component):
             self.push.payload.word.eq(fetch.data),
             self.push.payload.tokens.eq(tokens),
             self.push.payload.position.eq(self.position),
+            self.push.payload.serial.eq(self.verify),
         ]
         with m.If(self.token.valid):
             m.d.sync += token.eq(self.token.payload)
@@ -160,7 +162,7 @@ class Sequencer(wiring.Component):
             with m.State("DRAIN"), m.If(self.idle):
                 m.d.comb += self.pass_done.eq(1)
                 m.d.sync += self.position.eq(self.next_position)
-                with m.If(last):
+                with m.If(last & ~self.verify):
                     m.d.sync += [self.generated.eq(self.generated + 1), end.eq(end + 1)]
                 m.next = "NEXT"
             with m.State("NEXT"):
@@ -168,7 +170,7 @@ class Sequencer(wiring.Component):
                 with m.If(~last):
                     m.d.comb += self.grant_token.eq(1)
                 stop = (self.generated == self.max_new) | (self.stop_enable & (token == self.stop_token)) | (self.position == self._context)
-                with m.If(aborted | (last & stop)):
+                with m.If(aborted | self.verify | (last & stop)):
                     m.d.sync += self.busy.eq(0)
                     m.next = "IDLE"
         return m
