@@ -25,7 +25,7 @@ from pathlib import Path
 
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["TOP", "Build", "build", "build_program", "cache_root", "kept_texts", "run", "tools"]
+__all__ = ["TOP", "Build", "build", "build_program", "cache_root", "kept", "kept_texts", "run", "tools"]
 
 TOP = "top"
 MANIFEST = "manifest.json"
@@ -290,17 +290,26 @@ def build_program(key_text: str, verilog: Callable[[], str], main: Path, *, opti
 
 def _made(key: str, settings: Mapping[str, object], compile_in: Callable[[Path], None]) -> Build:
     """The build of a key, from the cache where it is there; ``compile_in`` makes the program in a folder."""
-    folder = cache_root() / key
+
+    def make(work: Path) -> list[str]:
+        compile_in(work)
+        return [TOP]
+
+    return kept(key, settings, make)
+
+
+def kept(name: str, about: Mapping[str, object], make: Callable[[Path], Iterable[str]]) -> Build:
+    """A folder of the cache that is made once; ``make`` fills one and names the files in it that count, ``about`` goes into its manifest."""
+    folder = cache_root() / name
     if _intact(folder):
         return Build(folder, hit=True)
-    with _alone(key):
+    with _alone(name):
         if _intact(folder):
             return Build(folder, hit=True)
         _sweep()
-        work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=cache_root()))
+        work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache_root()))
         try:
-            compile_in(work)
-            _seal(work, [TOP], settings)
+            _seal(work, make(work), about)
             _publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)

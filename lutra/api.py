@@ -41,6 +41,7 @@ from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     from lutra.exploration.search import Exploration
+    from lutra.fpga import FpgaReport
     from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
@@ -56,6 +57,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "explore",
+    "fpga",
     "pim_trace",
     "report",
     "reports",
@@ -334,6 +336,37 @@ def verilog(config: str | Path | AnyConfig = DEFAULT_CONFIG, *, model: str | Pat
     if isinstance(sizes, PimConfig):
         return pim_run.verilog(sizes, name)
     return engine.verilog(_spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), name)
+
+
+def fpga(run: str | Path, board: str | Path = "ulx3s-85f", *, block: str = "core", seeds: int = 1, clock_hz: float | None = None) -> "FpgaReport":
+    """A compiled run as a bitstream for a board: bitstream, logs and report.json go to ``fpga/BOARD-BLOCK`` in the run.
+
+    Parameters
+    ----------
+    block, seeds, clock_hz : as for ``lutra.fpga.build``
+    """
+    from lutra import fpga as boards
+    from lutra.fpga_flows.boards import load_board
+
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, not {seeds}")
+    opened = open_run(run)
+    spec, program = _compiled(opened)
+    name = f"{load_board(board).name}-{block}"
+    failed = None
+    with update_run(opened, command=f"fpga {name}") as draft, ExitStack() as bars:
+
+        def on_step(title: str) -> None:
+            bars.pop_all().close()
+            bars.enter_context(step(title))
+
+        try:
+            found = boards.build(spec, program, board, draft.path / "fpga" / name, block=block, seeds=seeds, clock_hz=clock_hz, on_step=on_step)
+        except boards.TooSlowError as error:  # the report and the logs stay, to see why
+            failed = error
+    if failed is not None:
+        raise failed
+    return found
 
 
 def talk(

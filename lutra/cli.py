@@ -221,6 +221,26 @@ def verilog(
     print(text if out is None else f"{out}: module {module}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
 
 
+@app.command(epilog=_examples("lutra fpga runs/tiny --board ulx3s-85f --seeds 5", "lutra fpga runs/tiny --board icebreaker --block link"))
+def fpga(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A compiled run folder.")],
+    board: Annotated[str, typer.Option("--board", "-b", metavar="B", help="A shipped board's name or a YAML file.")] = "ulx3s-85f",
+    block: Annotated[str, typer.Option(help="core: all of it, with its model and serial link; or one of its blocks, or link.")] = "core",
+    seeds: Annotated[int, typer.Option(help="Placements; the fastest is packed.", min=1)] = 1,
+    clock: Annotated[float | None, typer.Option(metavar="HZ", help="Clock of the core.", show_default="the configuration's")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compiled run to bitstream by open tools: synthesis, place and route, packing, with utilisation and clock."""
+    from lutra import api
+    from lutra.fpga import table
+
+    found = api.fpga(run, board, block=block, seeds=seeds, clock_hz=clock)
+    if as_json:
+        return _print_json({"run": str(run), **found.model_dump(mode="json")})
+    print(table(found))
+    print(f"\n{run / 'fpga' / f'{found.board}-{found.block}'}: {found.bitstream}, report.json, logs")
+
+
 @app.command(epilog=_examples("lutra talk --port /dev/ttyUSB0", "lutra talk --port sim:runs/tiny --tokens 16 --prompt ROMEO:"))
 def talk(
     port: Annotated[str, typer.Option("--port", "-p", metavar="PORT|sim:RUN", help="A serial port, or a compiled run whose RTL is simulated with its UART.")],

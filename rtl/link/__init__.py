@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generators of the PIM target."""
+"""The serial link between a host and a core."""
