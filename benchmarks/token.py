@@ -156,7 +156,7 @@ def measure(model: str) -> dict[str, Any]:
             program = compiled(spec, shape, Path(folder) / name, rows=rows)
             middle = time.perf_counter()
             figures = _figures(run(bench, program, turn), time.perf_counter() - middle)
-            found[name] = {"layers": shape.layers, "image_seconds": round(middle - begin, 1), "image_bytes": 0 if program.image is None else program.image.size, **figures}
+            found[name] = {"layers": shape.layers, "image_seconds": round(middle - begin, 1), "image_bytes": program.beats * program.beat_bytes, **figures}
     found["tokens_per_second"] = spec.config.clock_hz / found["token"]["pass_cycles"]
     return found
 

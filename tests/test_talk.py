@@ -23,7 +23,7 @@ from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.program import Program
-from lutra.hls_models.ternary.registers import Register
+from lutra.hls_models.ternary.registers import IDENTITY, VERSION, Register
 from lutra.link import Conversation, Device, RefusedError, Welcome
 from lutra.mapping.exporter import export
 from lutra.mapping.importer import NORM_NAMES, PLACES
@@ -180,7 +180,7 @@ def test_every_byte_of_a_request_may_be_lost(port: SimulatedPort) -> None:
     line = encode(Packet(PacketType.READ, 0x7D, bytes([Register.IDENTITY, 1])))
     for at in range(len(line)):
         port.write(line[:at] + line[at + 1 :])
-        assert device.read(Register.IDENTITY, 2) == [0x4C555452, 0x10000], at
+        assert device.read(Register.IDENTITY, 2) == [IDENTITY, VERSION], at
     assert f"the device reports {Fault.LENGTH.meaning}" in notices
 
 
