@@ -220,7 +220,8 @@ class CoreBench:
 
     def _play(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], folder: Path, faults: Sequence[Fault]) -> dict[str, dict[str, Recording]]:
         writes = {name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()}
-        files: dict[str, str | bytes | Path] = {}
+        # A memory must have something in it, also that of a core without a job.
+        files: dict[str, str | bytes | Path] = {f"{name}.memory": bytes(spec.config.beat_bytes) for name, spec in self.specs.items() if spec.config.memory}
         for name, job in jobs.items():
             program = job.memory or job.program
             if self.specs[name].config.memory:
