@@ -3,26 +3,30 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from lutra import engine, pim_run
+from lutra.boards import fpga, talk
 from lutra.exploration.fit import check_fit, figures_of
 from lutra.hls_models.errors import ConfigError, LutraError, MismatchError, ModelError
 from lutra.hls_models.load import nearest, preset_names
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.inputs import (
+    DEFAULT_CONFIG,
+    DEFAULT_MODEL,
+    PROGRAM,
+    TOKENIZER,
     AnyConfig,
     OnText,
     Writer,
     any_config,
     check_length,
+    compiled,
     core_config,
     facts,
     keep_tokenizer,
@@ -31,6 +35,7 @@ from lutra.inputs import (
     read_ids,
     read_text,
     shape_of,
+    spec_of,
     tokenizer,
     within,
 )
@@ -41,11 +46,9 @@ from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     from lutra.exploration.search import Exploration
-    from lutra.fpga import FpgaReport
     from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
-    from lutra.talk import Turn
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -67,10 +70,8 @@ __all__ = [
     "write_file",
 ]
 
-DEFAULT_CONFIG = "tiny"
-DEFAULT_MODEL = "tiny-shakespeare"
 DEFAULT_PROMPT = "KING RICHARD:\nNow is the winter of our discontent,\n"
-VERILOG, PROGRAM, TOKENIZER, TRACE = "core.v", "program", "tokenizer", "trace.json"
+VERILOG, TRACE = "core.v", "trace.json"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def compile_model(model: str | Path, config: str | Path | AnyConfig = DEFAULT_CO
     sizes = any_config(config)
     if isinstance(sizes, PimConfig):
         return pim_run.compile_model(model, sizes, out)
-    spec = _spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1]))
+    spec = spec_of(sizes, shape_of(open_named(model, sizes, shape_only=True)[1]))
     taken = check_fit(spec)
     if taken and taken[1]:
         raise ConfigError(f"{taken[1]}; without device: in the configuration it compiles for any")
@@ -132,7 +133,7 @@ def cosim(
         if waves or model is not None:
             raise ConfigError("cosim of the PIM target takes neither --waves nor --model")
         return pim_run.cosim(opened, seed=seed, tokens=tokens, prompt=DEFAULT_PROMPT if prompt is None else prompt, on_text=on_text)
-    spec, program = _compiled(opened)
+    spec, program = compiled(opened)
     words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
     text = DEFAULT_PROMPT if prompt is None else prompt
     ids = words.encode(text)
@@ -204,7 +205,7 @@ def estimate(
     prompt = 128 if prompt is None else prompt
     source, opened = open_named(model, sizes, shape_only=True)
     rows = within(shape_of(opened), prompt, context)
-    spec = _spec(sizes, shape_of(opened))
+    spec = spec_of(sizes, shape_of(opened))
     with step("compiling the program"):
         program = engine.compile_program(shape_of(opened), sizes)
     with step("counting cycles"):
@@ -257,7 +258,7 @@ def evaluate(
         with step("golden and float64 forward") as update:
             golden, reference = pim_run.forward(opened, sizes, tokens, update)
     else:
-        spec = _spec(sizes, shape)
+        spec = spec_of(sizes, shape)
         with step("compiling the program"):
             program = engine.compile_program(opened, sizes)
         with step("golden and float64 forward") as update:
@@ -312,7 +313,7 @@ def demo(out: str | Path = "runs/demo", *, prompt: str | None = None, tokens: in
     engine.check_simulator()
     sizes = core_config(DEFAULT_CONFIG, "demo")
     source, opened = open_named(DEFAULT_MODEL, sizes, shape_only=True)
-    spec = _spec(sizes, shape_of(opened))
+    spec = spec_of(sizes, shape_of(opened))
     # what cosim would refuse is refused here, before an earlier run is replaced
     check_length(
         spec.shape.context, len(tokenizer(source or Path(DEFAULT_MODEL), spec.shape.vocabulary).encode(DEFAULT_PROMPT if prompt is None else prompt)), tokens
@@ -336,75 +337,7 @@ def verilog(config: str | Path | AnyConfig = DEFAULT_CONFIG, *, model: str | Pat
         raise ConfigError(f"block must be one of {', '.join(blocks)}, not {name!r}" + (f"; nearest: {near}" if near else ""))
     if isinstance(sizes, PimConfig):
         return pim_run.verilog(sizes, name)
-    return engine.verilog(_spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), name)
-
-
-def fpga(run: str | Path, board: str | Path = "ulx3s-85f", *, block: str = "core", seeds: int = 1, clock_hz: float | None = None) -> "FpgaReport":
-    """A compiled run as a bitstream for a board: bitstream, logs and report.json go to ``fpga/BOARD-BLOCK`` in the run.
-
-    Parameters
-    ----------
-    block, seeds, clock_hz : as for ``lutra.fpga.build``
-    """
-    from lutra import fpga as boards
-    from lutra.fpga_flows.boards import load_board
-
-    if seeds < 1:
-        raise ConfigError(f"seeds must be at least 1, not {seeds}")
-    opened = open_run(run)
-    spec, program = _compiled(opened)
-    name = f"{load_board(board).name}-{block}"
-    failed = None
-    with update_run(opened, command=f"fpga {name}") as draft, ExitStack() as bars:
-
-        def on_step(title: str) -> None:
-            bars.pop_all().close()
-            bars.enter_context(step(title))
-
-        try:
-            found = boards.build(spec, program, board, draft.path / "fpga" / name, block=block, seeds=seeds, clock_hz=clock_hz, on_step=on_step)
-        except boards.TooSlowError as error:  # the report and the logs stay, to see why
-            failed = error
-    if failed is not None:
-        raise failed
-    return found
-
-
-def talk(
-    port: str,
-    prompts: Iterable[str],
-    *,
-    run: str | Path | None = None,
-    tokens: int = 64,
-    baud: float | None = None,
-    on_text: OnText | None = None,
-    on_notice: Callable[[str], None] | None = None,
-    patient: bool = False,
-) -> "list[Turn]":
-    """A conversation with a core at the other end of a serial line.
-
-    Parameters
-    ----------
-    port : a serial port of this machine, or ``sim:RUN``: the run's core simulated with its UART, bit by bit
-    run : the compiled run that the board's bitstream was made from (default: the shipped model on the shipped core)
-    others : as for ``lutra.talk.talk``
-    """
-    from lutra import talk as talking
-
-    simulated = port.startswith(talking.SIMULATED)
-    folder = port.removeprefix(talking.SIMULATED) if simulated else run
-    program = None
-    if folder is not None:
-        opened = open_run(folder)
-        spec, program = _compiled(opened)
-        words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
-    else:
-        sizes = core_config(DEFAULT_CONFIG, "talk")
-        source, shape = open_named(DEFAULT_MODEL, sizes, shape_only=True)
-        spec = _spec(sizes, shape_of(shape))
-        words = tokenizer(source or Path(DEFAULT_MODEL), spec.shape.vocabulary)
-    line = talking.open_port(port, spec, program, baud or talking.BAUD)
-    return talking.talk(line, spec, words, prompts, tokens=tokens, on_text=on_text, on_notice=on_notice, patient=patient)
+    return engine.verilog(spec_of(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), name)
 
 
 def pim_trace(trace: str | Path, preset: str | Path = "gddr6-aim", *, refresh: bool = True) -> "TraceResult":
@@ -468,30 +401,3 @@ def _accuracy(model: str | Path, spec: "CoreSpec", program: "Program", ids: Sequ
         value=same,
         items=[AccuracyItem(reference=reference, metric="relative RMS distance of logits", value=distance)],
     )
-
-
-def _spec(config: CoreConfig, shape: Any) -> "CoreSpec":
-    """The core of a configuration for a shape; every unit checks its sizes here."""
-    from lutra.hls_models.ternary.core import CoreSpec
-
-    try:
-        return CoreSpec(config=config, shape=shape)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        rule = first["msg"].removeprefix("Value error, ").replace("\n", " ")
-        raise ConfigError(f"config {config.name} for {shape.name}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{rule}") from None
-
-
-def _compiled(run: Run) -> tuple["CoreSpec", "Program"]:
-    from lutra.hls_models.ternary.program import Program
-
-    if "compile" not in run.manifest.commands:
-        raise LutraError(f"{run.path}: holds no compiled program (lutra compile MODEL --config C -o {run.path} makes one)")
-    program = Program.load(run.path / PROGRAM)
-    try:
-        config = CoreConfig.model_validate(run.manifest.config["values"])
-    except (KeyError, ValidationError):
-        raise LutraError(f"{run.path}: manifest.json holds no ternary configuration; make the run again") from None
-    if program.image is None:
-        raise ModelError(f"{run.path}: was compiled from a shape without weights; compile a folder with model.safetensors to simulate it")
-    return _spec(config, program.shape), program

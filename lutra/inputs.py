@@ -7,25 +7,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from lutra.hls_models.errors import ConfigError, LutraError, ModelError
 from lutra.hls_models.load import load_config, nearest
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.timing import load_timing
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.progress import Update
-from lutra.runs import file_hash
+from lutra.runs import Run, file_hash
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     import numpy as np
 
+    from lutra.hls_models.ternary.core import CoreSpec
+    from lutra.hls_models.ternary.program import Program
     from lutra.mapping.tokenizer import Tokenizer
 
 __all__ = [
+    "DEFAULT_CONFIG",
+    "DEFAULT_MODEL",
+    "PROGRAM",
+    "TOKENIZER",
     "AnyConfig",
     "OnText",
     "Writer",
     "any_config",
     "check_length",
+    "compiled",
     "core_config",
     "facts",
     "keep_tokenizer",
@@ -34,9 +43,15 @@ __all__ = [
     "read_ids",
     "read_text",
     "shape_of",
+    "spec_of",
     "tokenizer",
     "within",
 ]
+
+DEFAULT_CONFIG = "tiny"
+DEFAULT_MODEL = "tiny-shakespeare"
+PROGRAM, TOKENIZER = "program", "tokenizer"
+"""What a compiled run keeps under these names."""
 
 AnyConfig = CoreConfig | PimConfig
 OnText = Callable[[str], None]
@@ -202,3 +217,31 @@ def loss_of(logits: "np.ndarray", ids: "np.ndarray") -> float:
 
     before = logits[:-1] - logits[:-1].max(1, keepdims=True)
     return float((np.log(np.exp(before).sum(1)) - before[np.arange(len(ids) - 1), ids[1:]]).mean())
+
+
+def spec_of(config: CoreConfig, shape: Any) -> "CoreSpec":
+    """The core of a configuration for a shape; every unit checks its sizes here."""
+    from lutra.hls_models.ternary.core import CoreSpec
+
+    try:
+        return CoreSpec(config=config, shape=shape)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        rule = first["msg"].removeprefix("Value error, ").replace("\n", " ")
+        raise ConfigError(f"config {config.name} for {shape.name}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{rule}") from None
+
+
+def compiled(run: Run) -> tuple["CoreSpec", "Program"]:
+    """Core and program of a compiled run; LutraError where it holds none."""
+    from lutra.hls_models.ternary.program import Program
+
+    if "compile" not in run.manifest.commands:
+        raise LutraError(f"{run.path}: holds no compiled program (lutra compile MODEL --config C -o {run.path} makes one)")
+    program = Program.load(run.path / PROGRAM)
+    try:
+        config = CoreConfig.model_validate(run.manifest.config["values"])
+    except (KeyError, ValidationError):
+        raise LutraError(f"{run.path}: manifest.json holds no ternary configuration; make the run again") from None
+    if program.image is None:
+        raise ModelError(f"{run.path}: was compiled from a shape without weights; compile a folder with model.safetensors to simulate it")
+    return spec_of(config, program.shape), program

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lutra import api, engine, progress
+from lutra import api, engine, inputs, progress
 from lutra.cli import app, main
 from lutra.figures import PassSize, Timing, report_of, spans
 from lutra.hls_models.errors import LutraError
@@ -326,7 +326,7 @@ def test_broken_pipe_is_quiet() -> None:
 
 def test_spans_are_the_executed_instructions(model: Path, config: Path) -> None:
     sizes = load_config(config, CoreConfig)
-    spec = api._spec(sizes, SHAPE)
+    spec = inputs.spec_of(sizes, SHAPE)
     program = engine.compile_program(SHAPE, sizes)
     times = timing(spec, program, prompt=9, contexts=[10])
     found = list(spans(program, times))
