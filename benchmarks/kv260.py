@@ -20,6 +20,8 @@ from lutra.hls_models.load import load_config
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.core_cycles import CoreTiming
+from lutra.hls_models.ternary.core_units import PassPlan
 from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.hls_models.ternary.resources import KINDS
 from lutra.mapping.catalogue import open_model
@@ -146,6 +148,18 @@ def timed(case: Case) -> dict[str, Any]:
     )
 
 
+def serial() -> dict[str, dict[str, dict[str, int]]]:
+    """Cycles of passes that verify drafts on the preset, by model, rows of keys and values that the last token attends, and tokens of the pass."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for model in MODELS:
+        spec = core(Case("serial", PRESET, model))
+        timing = CoreTiming(spec, engine.compile_program(spec.shape, spec.config))
+        for context in CURVE_CONTEXTS:
+            plans = [PassPlan(context - tokens, tokens, True, True) for tokens in range(1, spec.config.draft_lanes + 1)]
+            found.setdefault(model, {})[str(context)] = {str(plan.tokens): one.cycles for plan, one in zip(plans, timing.passes(plans), strict=True)}
+    return found
+
+
 def _planes(spec: CoreSpec) -> dict[str, int]:
     """Beats of the head as one table and in two planes."""
     planes = PlanesConfig(beat_bytes=spec.config.beat_bytes, hidden=spec.shape.hidden)
@@ -167,4 +181,4 @@ def measure(cores: int | None = None) -> dict[str, Any]:
         for done, figures in enumerate(pool.imap(timed, todo), 1):
             found.setdefault(figures["curve"], []).append(figures)
             update(done, len(todo))
-    return {"seconds": round(time.perf_counter() - begin, 1), "cores": cores or os.cpu_count(), "tellme": tellme.measure(), "curves": found}
+    return {"seconds": round(time.perf_counter() - begin, 1), "cores": cores or os.cpu_count(), "tellme": tellme.measure(), "serial": serial(), "curves": found}

@@ -252,7 +252,7 @@ def _drafts(result: Row, found: Row) -> str:
     """What the drafts' acceptance on the shipped model would give at full size."""
     head = ["tokens in a pass (newest and drafts)", "tokens a pass yields: mean (worst to best text)"]
     serial = result.get("serial", {})
-    head += [f"{NAMES[m]} at {context:,}: pass, ms; tokens/s" for m in serial for context in serial[m]]
+    head += [f"{NAMES[m]} at {int(context):,}: pass, ms; tokens/s" for m in serial for context in serial[m]]
     rows = []
     for lanes, mean in found["tokens_per_pass"].items():
         row = [lanes, f"{mean:.3f} ({found['worst_text'][lanes]:.2f} to {found['best_text'][lanes]:.2f})"]
