@@ -38,7 +38,16 @@ def _vector(lanes: int, **others: Any) -> VectorConfig:
 
 
 def _attention(heads: int, kv_heads: int, head_dim: int, **others: Any) -> AttentionConfig:
-    given = {"layers": 24, "context": 2048, "max_tokens": 24, "key_tile": 64, "vector_lanes": 8, "row_ram": "block", **others}
+    given = {
+        "layers": 24,
+        "context": 2048,
+        "max_tokens": 24,
+        "key_tile": 64,
+        "vector_lanes": 8,
+        "row_ram": "block",
+        "shared": others.get("kv_format") != "fp16",
+        **others,
+    }
     return AttentionConfig(heads=heads, kv_heads=kv_heads, head_dim=head_dim, **given)
 
 
@@ -56,56 +65,55 @@ def _spec(preset: str, model: str, **others: Any) -> CoreSpec:
     return CoreSpec(config=load_config(preset, CoreConfig).model_copy(update=others), shape=getattr(opened, "shape", opened))
 
 
+def _ports(ports: int) -> CoreSpec:
+    memory = load_config("kv260", CoreConfig).memory
+    assert memory is not None
+    return _spec("kv260", "bitnet-2b4t", memory=memory.model_copy(update={"ports": ports}), beat_bytes=16 * ports)
+
+
 KV260 = _spec("kv260", "bitnet-0.73b")
 BLOCKS = block_configs(KV260)
+LARGE = block_configs(_spec("kv260", "bitnet-2b4t"))
 
+# One full-size core and small blocks, each of which changes what the others have in common: the whole fit is minutes of yosys.
 SAMPLES: Mapping[str, list[Any]] = {
     "linear": [
         BLOCKS["linear"],
         _linear(8, 4, 1, half_tables=False),
-        _linear(8, 4, 2),
         _linear(6, 10, 2, vector_lanes=4, max_k=384, max_tokens=8),
-        _linear(16, 4, 4, tree="dsp", drain_ram="block"),
-        _linear(16, 3, 3, half_tables=False, tree="dsp"),
-        _linear(12, 6, 6, tree="dsp"),
-        _linear(20, 2, 5),
-        _linear(4, 8, 3, group=4),
-        _linear(32, 2, 2, activation_ram="ultra"),
+        _linear(8, 3, 4, tree="dsp", drain_ram="block"),
+        _linear(6, 3, 3, half_tables=False, tree="dsp"),
+        _linear(4, 8, 3, group=4, max_k=384),
+        _linear(16, 2, 2, activation_ram="ultra"),
     ],
-    "weights": [BLOCKS["weights"], _weights(8, 5, 16), _weights(16, 8, 32, half_tables=False), _weights(28, 16, 96), _weights(6, 10, 36, ring_ram="block")],
+    "weights": [BLOCKS["weights"], _weights(8, 5, 16), _weights(16, 8, 32, half_tables=False), _weights(6, 10, 36, ring_ram="block")],
     "vector": [
         BLOCKS["vector"],
         _vector(2),
         _vector(4, activation="relu2", dividers=2),
-        _vector(8, activation="relu2", hidden=2560, max_columns=6912, accumulator_bits=22, head_dim=128, rope_rows=384),
         _vector(4, kv_format="fp16", max_tokens=8, max_columns=512, hidden=160, head_dim=32, rope_rows=64, buffer_ram="block", dividers=8),
     ],
     "attention": [
         BLOCKS["attention"],
         _attention(5, 1, 32, vector_lanes=4, context=256, max_tokens=8, key_tile=32, row_ram="distributed"),
-        _attention(8, 8, 64, vector_lanes=4),
-        _attention(20, 5, 128),
-        _attention(8, 4, 32, kv_format="fp16", vector_lanes=4, context=256, row_ram="distributed"),
+        _attention(4, 4, 64, vector_lanes=4),
+        _attention(4, 2, 32, kv_format="fp16", vector_lanes=4, context=256, row_ram="distributed"),
     ],
-    "head": [BLOCKS["head"], _head(24, 1), _head(32, 2), _head(32, 3, tree="lut"), _head(64, 1, best=4), _head(24, 4, best=2)],
-    "loader": [
-        BLOCKS["loader"],
-        _loader(24),
-        _loader(36, vector_lanes=4, outstanding=16),
-        _loader(96, rows_beats=32),
-        _loader(64, head_beats=64, embed_beats=64),
-    ],
+    "head": [BLOCKS["head"], _head(24, 1), _head(32, 2), _head(32, 3, tree="lut"), _head(64, 1, best=4)],
+    "loader": [BLOCKS["loader"], _loader(24), _loader(36, vector_lanes=4, outstanding=16), _loader(64, head_beats=64, embed_beats=64)],
     "control": [KV260, _spec("tiny", "tiny-shakespeare"), _spec("kv260", "bitnet-0.73b", best=32, queue=8)],
+    "memory": [KV260, _ports(2), _ports(4)],
 }
 """Configurations to fit to, by block."""
 
 HELD_OUT: Mapping[str, list[Any]] = {
-    "linear": [_linear(28, 4, 4, tree="dsp", activation_ram="ultra"), _linear(10, 7, 3), _linear(24, 3, 2, half_tables=False)],
-    "weights": [_weights(24, 12, 64), _weights(12, 6, 48)],
-    "vector": [_vector(8, dividers=6, max_tokens=16), _vector(2, activation="relu2")],
-    "attention": [_attention(12, 12, 64), _attention(8, 2, 96, vector_lanes=4)],
-    "head": [_head(64, 4), _head(48, 2, tree="lut")],
-    "loader": [_loader(48), _loader(80)],
+    "linear": [LARGE["linear"], _linear(12, 4, 4, tree="dsp", activation_ram="ultra", max_k=1536), _linear(10, 5, 2, max_k=768)],
+    "weights": [_weights(12, 10, 64), _weights(12, 6, 48)],
+    "vector": [LARGE["vector"], _vector(4, dividers=6, max_tokens=16)],
+    "attention": [LARGE["attention"], _attention(8, 2, 96, vector_lanes=4)],
+    "head": [LARGE["head"], _head(48, 2, tree="lut")],
+    "loader": [LARGE["loader"], _loader(48)],
     "control": [_spec("kv260", "bitnet-2b4t", best=16)],
+    "memory": [_ports(8)],
 }
-"""Configurations that took no part in the fit, by block."""
+"""Configurations that took no part in the fit, by block: small ones, and those of a core that is twice the size."""

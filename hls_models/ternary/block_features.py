@@ -11,6 +11,7 @@ from lutra.hls_models.ternary.attention import AttentionConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.memory import PORT_BYTES
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.trits import TRITS_PER_BYTE
 from lutra.hls_models.ternary.vector import VectorConfig
@@ -114,11 +115,17 @@ def _loader(c: LoaderConfig) -> Features:
         "vector_lanes": c.vector_lanes,
         "queue_bits": 8 * c.beat_bytes * -(-queues // 32),
         "outstanding": c.outstanding,
+        "tiles": c.kv is not None,
     }
 
 
 def _control(spec: CoreSpec) -> Features:
     return {"one": 1, "best": spec.config.best, "queue": spec.config.queue}
+
+
+def _memory(spec: CoreSpec) -> Features:
+    layout = spec.kv_layout
+    return {"one": 1, "ports": layout.beat_bytes // PORT_BYTES, "beat_bits": 8 * layout.beat_bytes, "row_bits": 8 * layout.head_dim}
 
 
 FEATURES: Mapping[str, Callable[[Any], Features]] = {
@@ -129,5 +136,6 @@ FEATURES: Mapping[str, Callable[[Any], Features]] = {
     "head": _head,
     "loader": _loader,
     "control": _control,
+    "memory": _memory,
 }
 """Features of a block's configuration, by block."""

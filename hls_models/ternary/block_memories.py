@@ -11,6 +11,7 @@ from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.isa import INSTRUCTION_BITS
 from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.memory import PORT_BYTES
 from lutra.hls_models.ternary.sizing import Primitives, block_ram, lookup_memories, lut_ram, styled_ram
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.vector import LANE_BITS, OUTPUT_DEPTH, VectorConfig
@@ -22,6 +23,8 @@ FAMILY: Final = "xcup"
 
 
 LUT_ROWS = 64
+READ_QUEUE = 32
+"""Beats that ``AxiReader`` queues for a port."""
 
 
 def _automatic(width: int, depth: int) -> Primitives:
@@ -86,6 +89,12 @@ def _control(spec: CoreSpec) -> list[Primitives]:
     return [program, *tokens]
 
 
+def _memory(spec: CoreSpec) -> list[Primitives]:
+    layout = spec.kv_layout
+    queues = [lut_ram(FAMILY, 8 * PORT_BYTES, READ_QUEUE)] * (layout.beat_bytes // PORT_BYTES)
+    return [*queues, lut_ram(FAMILY, 8 * layout.beat_bytes, layout.scale_beats)]
+
+
 MEMORIES: Mapping[str, Callable[[Any], list[Primitives]]] = {
     "linear": _linear,
     "weights": _weights,
@@ -94,5 +103,6 @@ MEMORIES: Mapping[str, Callable[[Any], list[Primitives]]] = {
     "head": _head,
     "loader": _loader,
     "control": _control,
+    "memory": _memory,
 }
 """RAM primitives of a block's configuration, by block."""

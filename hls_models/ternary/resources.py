@@ -66,7 +66,8 @@ def counted(primitives: Primitives) -> Resources:
 
 
 def block_configs(spec: CoreSpec) -> dict[str, Any]:
-    """Configuration of every block that ``FEATURES`` knows."""
+    """Configuration of every block that a core has, of those that ``FEATURES`` knows."""
+    shared = {"memory": spec} if spec.config.memory else {}
     return {
         "linear": spec.tlmm,
         "weights": spec.weights,
@@ -75,6 +76,7 @@ def block_configs(spec: CoreSpec) -> dict[str, Any]:
         "head": spec.head,
         "loader": spec.loader,
         "control": spec,
+        **shared,
     }
 
 
