@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -33,16 +34,22 @@ def _configs(tables, columns, lanes, ring_rows, *, max_k=96, group=3, half=True,
 
 
 def _instantiated(component, family, folder: Path):
-    """RAM primitives after memory mapping, all modules together; yosys sees its working directory only."""
+    """RAM primitives after memory mapping, of all instances; yosys sees its working directory only."""
     (folder / "block.il").write_text(emit_rtlil(component))
     (folder / "run.ys").write_text(f"read_rtlil block.il\n{SYNTHESIS[family]}\ntee -q -o stat.json stat -json\n")
     subprocess.run([str(YOSYS), "-q", "-l", "log", "-s", "run.ys"], cwd=folder, check=True, capture_output=True)
-    found: dict[str, int] = {}
-    for module in json.loads((folder / "stat.json").read_text())["modules"].values():
-        for cell, count in module["num_cells_by_type"].items():
-            if cell.startswith(("RAM", "URAM", "DP16", "TRELLIS_DPR", "PDP")):
-                found[cell] = found.get(cell, 0) + count
-    return found
+    modules = {name.lstrip("\\"): module["num_cells_by_type"] for name, module in json.loads((folder / "stat.json").read_text())["modules"].items()}
+    found: Counter[str] = Counter()
+
+    def visit(name: str, times: int) -> None:
+        for cell, count in modules[name].items():
+            if cell in modules:
+                visit(cell, times * count)
+            elif cell.startswith(("RAM", "URAM", "DP16", "TRELLIS_DPR", "PDP")):
+                found[cell] += times * count
+
+    visit("top", 1)
+    return dict(found)
 
 
 def _check(family, configs, folder):
