@@ -116,8 +116,14 @@ def run(bench: CoreBench, program: Program, turn: Turn) -> CoreRun:
     return found
 
 
-def _figures(found: CoreRun, seconds: float) -> dict[str, Any]:
-    """``seconds``: of RTL, golden model, cycle model and comparison together. The run's cycles are those of its passes and of fetching the program before."""
+def _processor_seconds() -> float:
+    """Of the simulators that have ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+
+
+def _figures(found: CoreRun, seconds: float, simulator: float) -> dict[str, Any]:
+    """``seconds``: of RTL, golden model, cycle model and comparison together; ``simulator``: processor seconds of the RTL. The run's cycles are those of its
+    passes and of fetching the program before."""
     cycles = found.measured[0]
     return {
         "cycles": cycles,
@@ -126,6 +132,7 @@ def _figures(found: CoreRun, seconds: float) -> dict[str, Any]:
         "words_mismatched": found.words_mismatched,
         "rtl_seconds": round(found.seconds, 1),
         "cycles_per_second": round(cycles / found.seconds),
+        "cycles_per_processor_second": round(cycles / simulator),
         "other_seconds": round(seconds - found.seconds, 1),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }
@@ -154,8 +161,8 @@ def measure(model: str) -> dict[str, Any]:
         for name, (shape, rows, turn) in cases.items():
             begin = time.perf_counter()
             program = compiled(spec, shape, Path(folder) / name, rows=rows)
-            middle = time.perf_counter()
-            figures = _figures(run(bench, program, turn), time.perf_counter() - middle)
+            middle, used = time.perf_counter(), _processor_seconds()
+            figures = _figures(run(bench, program, turn), time.perf_counter() - middle, _processor_seconds() - used)
             found[name] = {"layers": shape.layers, "image_seconds": round(middle - begin, 1), "image_bytes": program.beats * program.beat_bytes, **figures}
     found["tokens_per_second"] = spec.config.clock_hz / found["token"]["pass_cycles"]
     return found
