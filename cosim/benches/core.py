@@ -69,6 +69,8 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
         kv_format=kv_format,
         memory_latency=int(rng.choice([2, 3, 25])),
     )
+    row_beats = -(-(-(-4 // v) * v + shape.hidden) // config.beat_bytes)  # HEAD scores as many tokens together, at most
+    config = config.model_copy(update={"draft_lanes": min(config.lanes, chunk, row_beats)})
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
 
