@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import MASTER_SEED
 from pydantic import ValidationError
 
 from lutra.cosim.benches import axi
-from lutra.cosim.ddr import Ddr
+from lutra.cosim.ddr import Ddr, region_setting
 from lutra.cosim.harness import Bench, Fault
 from lutra.hls_models.errors import MismatchError, ToolError
 from lutra.hls_models.ternary import memory
@@ -97,6 +98,20 @@ def test_errors_stay(bench: Bench) -> None:
     first = int(recordings["data"].cycles[ones][0]) - DELIVER + 1
     assert recordings["error"].cycles[[int(payload) & 1 for payload in recordings["error"].payloads[:, 0]].index(1)] == first
     assert any(recordings["b"].payloads == 3)
+
+
+def test_an_image_is_mapped_and_stays_as_it_is(bench: Bench, seed: int, tmp_path: Path) -> None:
+    one = axi.case(SETTINGS["c1"], np.random.default_rng(seed))
+    image = tmp_path / "image"
+    image.write_bytes(one.work.memory.tobytes())
+    files: dict[str, bytes | Path] = {f"{name}.memory": one.work.memory[:1].tobytes() for name in SETTINGS}
+    files |= {"c1.memory": image, "c1.region": region_setting(3, len(one.work.memory) - 3)}
+    bench.run(stimuli={"c1": one.stimuli}, beats={"c1": {"b": len(one.expected["b"][1])}}, files=files, max_cycles=10_000, keep=tmp_path / "run")
+    assert image.read_bytes() == one.work.memory.tobytes()
+    left = np.fromfile(tmp_path / "run" / "c1.dump", np.uint8).reshape(-1, one.work.memory.shape[1])
+    assert left.shape == one.work.memory[3:].shape
+    changed = np.flatnonzero((left != one.work.memory[3:]).any(axis=1)) + 3
+    assert set(changed) <= {write[0] for write in one.work.written(SETTINGS["c1"].kv)} and len(changed) > 20
 
 
 AR: dict[str, int] = {"arvalid": 1}
