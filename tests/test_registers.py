@@ -96,7 +96,7 @@ def test_choices_of_a_pass_that_verifies(bench: Bench, small: core.Small) -> Non
     """They are what decoding chooses; the text keeps what the host wrote, and the run counts no token of its own."""
     golden, lanes, at = Executor(small.spec, small.program), small.spec.config.draft_lanes, len(PROMPT)
     assert lanes > 1
-    first = [done.token for done in golden.generate(PROMPT, 1) if done.last][0]
+    first = next(done.token for done in golden.generate(PROMPT, 1) if done.last)
     assert first is not None
     ids = [first, *(5 + lane for lane in range(lanes - 1))]
     choices = golden.verify(ids, at).choices
