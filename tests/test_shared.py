@@ -17,7 +17,7 @@ from lutra.hls_models.ternary import core_units
 from lutra.hls_models.ternary.attention_cycles import AttentionTiming, SharedPhase
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.core_cycles import CoreTiming
-from lutra.hls_models.ternary.core_units import PassTimes
+from lutra.hls_models.ternary.core_units import PassPlan, PassTimes
 from lutra.hls_models.ternary.drafts import NgramDrafts
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.isa import LoadTarget, Unit
@@ -150,7 +150,7 @@ def test_tiles_are_what_the_cache_holds(rng: np.random.Generator) -> None:
     for one in cores(3, 3):
         golden, layout = Executor(one.spec, one.program), one.spec.kv_layout
         done = list(golden.generate(prompt_of(one, rng), 2, record=True))[-1]
-        memory = layout.pack(golden.cache.codes, golden.cache.scales).reshape(-1, layout.beat_bytes)
+        memory = layout.pack(golden.cache.codes.astype(np.int8), golden.cache.scales).reshape(-1, layout.beat_bytes)
         for layer, (beats, rows) in enumerate(zip(done.streams["kv"], done.streams["kv_data"], strict=True)):
             tiles = list(layout.order(layer, done.tokens, done.position))
             wanted = np.concatenate([memory[tile.address - layout.base :][: tile.beats] for tile in tiles])
@@ -206,7 +206,7 @@ def test_layers_that_repeat_are_worked_out_once(monkeypatch: pytest.MonkeyPatch)
     for number in range(8):
         one = core.shared(np.random.default_rng([MASTER_SEED, 50, number]), layers=layers)
         config, last = one.spec.config, one.spec.shape.context - 1
-        plan = [(0, config.chunk, False), (5, 1, True), (last, 1, True), (2, config.draft_lanes, True, True)]
+        plan = [PassPlan(0, config.chunk, False), PassPlan(5, 1, True), PassPlan(last, 1, True), PassPlan(2, config.draft_lanes, True, True)]
         assert config.memory is not None
         attended.clear()
         repeats = True

@@ -75,7 +75,7 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
 
 
-def pattern(rng: np.random.Generator) -> dict[str, object]:
+def pattern(rng: np.random.Generator) -> dict[str, int]:
     """A memory that rests now and then: a rate, a refresh, or both."""
     kind, denominator = int(rng.integers(1, 4)), int(rng.integers(2, 9))
     rate = {"rate_numerator": int(rng.integers(denominator // 2, denominator)) or 1, "rate_denominator": denominator}
@@ -83,7 +83,7 @@ def pattern(rng: np.random.Generator) -> dict[str, object]:
     return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
-def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: object) -> Small:
+def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: int) -> Small:
     """A core on a shared memory and a model of random small sizes; ``changes`` of its ``MemoryConfig``."""
     ports = int(rng.choice([1, 2, 4]))
     v: Literal[4, 8] = 8 if ports > 1 and rng.integers(2) else 4

@@ -7,7 +7,7 @@ It reads the memory image and the decoded instructions, nothing else of the mode
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from lutra.hls_models.ternary.attention import ADDRESS_BITS, KvCache, attend, re
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.drafts import NgramDrafts, speculate
 from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Source, Unit, When
+from lutra.hls_models.ternary.kv_layout import KvTile
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.shared_words import SharedWords
@@ -60,6 +61,10 @@ class Pass:
         if self.scores is None or self.activation_scale is None:
             raise ValueError("the pass was run without scores")
         return to_float64(FP32, self.scores) * to_float64(FP32, self.activation_scale)[:, None]
+
+
+def _freed(tiles: list[KvTile]) -> Bits:
+    return np.ones((len(tiles), 1), np.uint32)
 
 
 def plan_passes(start: int, prompt: int, chunk: int) -> Iterator[tuple[int, int, bool]]:
@@ -203,8 +208,8 @@ class Executor:
             if load.target == LoadTarget.KV:
                 self._emit("kv", lambda: shared.kv(load))
                 self._emit("kv_data", lambda: shared.kv_data(load))
-                for value, name in enumerate(("k_freed", "v_freed")):
-                    self._emit(name, lambda value=value: np.ones((sum(tile.value == value for tile in config.tiles(load)), 1), np.uint32))
+                for name, value in (("k_freed", False), ("v_freed", True)):
+                    self._emit(name, partial(_freed, [tile for tile in config.tiles(load) if tile.value == value]))
                 return
         if load.target == LoadTarget.WEIGHTS:
             self._weights.append((load.address, load.beats))
