@@ -92,6 +92,24 @@ def test_a_second_turn_keeps_the_cache(bench: Bench, small: core.Small) -> None:
     assert got["token"].payloads[:, 0].tolist() == expected
 
 
+def test_choices_of_a_pass_that_verifies(bench: Bench, small: core.Small) -> None:
+    """They are what decoding chooses; the text keeps what the host wrote, and the run counts no token of its own."""
+    golden, lanes, at = Executor(small.spec, small.program), small.spec.config.draft_lanes, len(PROMPT)
+    assert lanes > 1
+    first = next(done.token for done in golden.generate(PROMPT, 1) if done.last)
+    assert first is not None
+    ids = [first, *(5 + lane for lane in range(lanes - 1))]
+    choices = golden.verify(ids, at).choices
+    accesses = [*start(PROMPT, 1), write(Register.TOKEN_INDEX, at), *(write(Register.TOKEN, token) for token in ids)]
+    accesses += [write(Register.START_POSITION, at), write(Register.PROMPT_LENGTH, lanes), write(Register.CONTROL, 4)]
+    for lane in range(lanes):
+        accesses += [write(Register.CHOICE_INDEX, lane), read(Register.CHOICE), write(Register.TOKEN_INDEX, at + lane), read(Register.TOKEN)]
+    accesses += [read(Register.GENERATED), read(Register.PASSES)]
+    got = play(bench, small, accesses, 2)
+    assert got["read"].payloads[:, 0].tolist() == [word for pair in zip(choices, ids, strict=True) for word in pair] + [0, 1]
+    assert got["token"].payloads[:, 0].tolist() == [first, *choices]
+
+
 def test_abort_ends_the_run_at_the_end_of_the_pass(bench: Bench, small: core.Small) -> None:
     model = CoreTiming(small.spec, small.program)
     accesses = start(PROMPT, COUNT)

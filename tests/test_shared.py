@@ -26,7 +26,7 @@ from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
 from lutra.mapping.place import CACHE
 
-SOAK_TOPS = 6  # of two cores each
+TOP, SOAK_TOPS = 12, (0, 1, 4, 8, 11, 13)  # of two cores each; both of the first verify two tokens at a time
 
 
 def cores(number: int, count: int = 2, seed: int = MASTER_SEED) -> list[core.Small]:
@@ -37,7 +37,9 @@ def cores(number: int, count: int = 2, seed: int = MASTER_SEED) -> list[core.Sma
 
 @pytest.fixture(scope="module")
 def small() -> list[core.Small]:
-    return cores(0)
+    made = cores(TOP)
+    assert all(one.spec.config.draft_lanes > 1 for one in made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +65,9 @@ def test_every_word_and_cycle(bench: CoreBench, small: list[core.Small], rng: np
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("top", range(SOAK_TOPS))
+@pytest.mark.parametrize("top", SOAK_TOPS)
 def test_every_word_and_cycle_of_many_cores(top: int, rng: np.random.Generator) -> None:
-    many = cores(top + 1)
+    many = cores(top)
     made = core.bench(many)
     assert sum(converse(made, many, rng) for _ in range(20)) > 50_000
 
@@ -99,7 +101,7 @@ def prompt_of(one: core.Small, rng: np.random.Generator) -> list[int]:
     return [int(token) for token in rng.integers(0, one.spec.shape.vocabulary, int(rng.integers(2, one.spec.shape.context // 2)))]
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", [0, 3, 8, 12])
 def test_a_serial_pass_chooses_as_decoding_does(rng: np.random.Generator, number: int) -> None:
     for one in cores(number):
         lanes, context = one.spec.config.draft_lanes, one.spec.shape.context
@@ -116,7 +118,7 @@ def test_a_serial_pass_chooses_as_decoding_does(rng: np.random.Generator, number
         assert len(done.streams["token"][0]) == len(ids)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", [1, 8, 12])
 def test_drafts_do_not_change_the_text(rng: np.random.Generator, number: int) -> None:
     for one in cores(number):
         prompt, count = prompt_of(one, rng), one.spec.shape.context // 2

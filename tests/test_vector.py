@@ -256,8 +256,7 @@ def test_one_instruction_equals_a_run(rng: np.random.Generator) -> None:
         whole = timing.run([job], {"instr": np.array([500]), "values": source, **early}, sinks)
         opens = timing.opens(job.fields, 500, params=early["params"], rope=early["rope"])
         last_z = int(timing.take(*job, opens, source).z[-1])
-        behind = Ready(sinks["codes"].trace[last_z:])
-        after = timing.requantise(*job, sink=lambda offered, behind=behind: int(behind.next_ready(offered)))  # type: ignore[misc]
+        after = timing.requantise(*job, sink=Ready(sinks["codes"].trace[last_z:]).next_ready)
         times = timing.instruction(*job, opens, source=source, requantised=after, done_ready=sinks["done"])
         for name, cycles in {"values": times.source, "codes": times.codes, "params_freed": times.params_freed, "rope_freed": times.rope_freed}.items():
             np.testing.assert_array_equal(whole[name], cycles)

@@ -69,6 +69,8 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
         kv_format=kv_format,
         memory_latency=int(rng.choice([2, 3, 25])),
     )
+    row_beats = -(-(-(-4 // v) * v + shape.hidden) // config.beat_bytes)  # HEAD scores as many tokens together, at most
+    config = config.model_copy(update={"draft_lanes": min(config.lanes, chunk, row_beats)})
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
 
@@ -81,7 +83,7 @@ def pattern(rng: np.random.Generator) -> dict[str, int]:
     return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
-def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: object) -> Small:
+def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: int) -> Small:
     """A core on a shared memory and a model of random small sizes; ``changes`` of its ``MemoryConfig``."""
     ports = int(rng.choice([1, 2, 4]))
     v: Literal[4, 8] = 8 if ports > 1 and rng.integers(2) else 4

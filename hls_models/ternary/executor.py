@@ -21,6 +21,7 @@ from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.drafts import NgramDrafts, speculate
 from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Source, Unit, When
 from lutra.hls_models.ternary.kept import Kept
+from lutra.hls_models.ternary.kv_layout import KvTile
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.shared_words import SharedWords
@@ -71,6 +72,10 @@ class Pass:
         if self.scores is None or self.activation_scale is None:
             raise ValueError("the pass was run without scores")
         return to_float64(FP32, self.scores) * to_float64(FP32, self.activation_scale)[:, None]
+
+
+def _freed(tiles: list[KvTile]) -> Bits:
+    return np.ones((len(tiles), 1), np.uint32)
 
 
 def plan_passes(start: int, prompt: int, chunk: int) -> Iterator[tuple[int, int, bool]]:
@@ -223,9 +228,8 @@ class Executor:
             if load.target == LoadTarget.KV:
                 self._emit("kv", lambda: shared.kv(load))
                 self._emit("kv_data", lambda: shared.kv_data(load))
-                for value, name in enumerate(("k_freed", "v_freed")):
-                    halves = sum(tile.value == value for tile in config.tiles(load))
-                    self._emit(name, partial(_ones, halves))
+                for name, value in (("k_freed", False), ("v_freed", True)):
+                    self._emit(name, partial(_freed, [tile for tile in config.tiles(load) if tile.value == value]))
                 return
         if load.target == LoadTarget.WEIGHTS:
             self._weights.append((load.address, load.beats))
@@ -379,7 +383,3 @@ class Executor:
         table = Load(LoadTarget.HEAD, LoadMode.DIRECT, load["address"], load["beats"])
         self._pass.scores = self._table_scores(table, self._codes)
         self._pass.activation_scale = self.vector.scale[: self._pass.tokens].copy()
-
-
-def _ones(count: int) -> Bits:
-    return np.ones((count, 1), np.uint32)
