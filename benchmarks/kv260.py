@@ -37,6 +37,7 @@ PROMPTS = (64, 128, 512, 2048, 4096)
 CURVE_CONTEXTS = (128, 1024)
 CURVE_PROMPT = 128
 ROOM = 4096
+SEGMENT = 512  # rows of the head between two decisions about the low plane, at least
 
 Changes = tuple[tuple[str, Any], ...]
 CURVES: dict[str, dict[str, Changes]] = {
@@ -162,7 +163,8 @@ def serial() -> dict[str, dict[str, dict[str, int]]]:
 
 def _planes(spec: CoreSpec) -> dict[str, int]:
     """Beats of the head as one table and in two planes."""
-    planes = PlanesConfig(beat_bytes=spec.config.beat_bytes, hidden=spec.shape.hidden)
+    per_beat = spec.config.beat_bytes // 4  # scales
+    planes = PlanesConfig(beat_bytes=spec.config.beat_bytes, hidden=spec.shape.hidden, segment=-(-SEGMENT // per_beat) * per_beat)
     rows = spec.shape.vocabulary
     return {
         "vocabulary": rows,
