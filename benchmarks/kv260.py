@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from benchmarks import tellme
 from lutra import engine
 from lutra.exploration.fit import check_fit
@@ -86,8 +88,8 @@ def core(case: Case) -> CoreSpec:
     assert isinstance(shape, ModelShape)
     try:
         spec = CoreSpec(config=CoreConfig.model_validate(values), shape=shape.model_copy(update={"context": max(ROOM, shape.context)}))
-    except ValueError as error:
-        raise ConfigError(str(error).split("\n")[2].strip().removeprefix("Value error, ").split(" [type=")[0]) from None
+    except ValidationError as error:
+        raise ConfigError(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from None
     return spec
 
 
