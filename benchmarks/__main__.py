@@ -12,6 +12,7 @@ python -m benchmarks pim_page               docs/pim.md and its plots once more,
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
+python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their longest paths (an hour)
 python -m benchmarks token MODEL            a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB)
 python -m benchmarks import                 memory and time of compiling a made-up checkpoint of 2.4 G parameters (3 GB of temporary files)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
@@ -48,6 +49,7 @@ from benchmarks import (
     pim_plots,
     pim_speed,
     planes,
+    resources,
     speed,
     token,
 )
@@ -76,7 +78,7 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "pim_functions": pim_functions.measure,
 }
 """Benchmarks that need nothing but what is installed."""
-ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"minilm": minilm.measure, "import": importing.measure}
+ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"resources": resources.measure, "minilm": minilm.measure, "import": importing.measure}
 """Benchmarks that download something or fill the disk: only when named."""
 ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "accuracy": accuracy.measure,
