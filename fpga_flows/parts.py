@@ -10,7 +10,7 @@ from lutra.rtl.verilog import CELL, MODULE
 
 __all__ = ["Part", "split"]
 
-PORT = re.compile(r"^ *wire (?P<about>[^\n\\]*\b(?:input|output|inout) \d+) +(?P<name>\\\S+)$", re.MULTILINE)
+PORT = re.compile(r"^ *wire (?P<about>[^\n\\]*\b(?:input|output|inout) \d+(?: +signed)?) +(?P<name>\\\S+)$", re.MULTILINE)
 TOP = re.compile(r"^ *attribute \\top 1\n", re.MULTILINE)
 
 
