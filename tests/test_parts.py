@@ -27,14 +27,17 @@ class Inner(wiring.Component):
 
 
 class Outer(wiring.Component):
-    """One of them, fed by what it gives."""
+    """One of them, behind ports of the same kinds: a net that nothing outside drives would be no port."""
 
-    out: Out(signed(12))  # type: ignore[valid-type]
+    bit: In(1)  # type: ignore[valid-type]
+    word: In(7)  # type: ignore[valid-type]
+    number: In(signed(9))  # type: ignore[valid-type]
+    out: Out(signed(11))  # type: ignore[valid-type]
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         m.submodules.inner = inner = Inner()
-        m.d.comb += [inner.number.eq(inner.out), inner.bit.eq(inner.out[0]), inner.word.eq(inner.out[:7]), self.out.eq(inner.out)]
+        m.d.comb += [inner.number.eq(self.number), inner.bit.eq(self.bit), inner.word.eq(self.word), self.out.eq(inner.out)]
         return m
 
 
