@@ -22,11 +22,35 @@ def test_the_choice_is_the_int8_heads(rng: np.random.Generator, spread: int, voc
     for _ in range(10):
         table = rng.integers(-spread, spread, (vocabulary, 64)).astype(np.int8)
         codes, factors = rng.integers(-spread, spread, 64).astype(np.int8), scales(rng, vocabulary)
-        ids, scores = HEAD.choose(HEAD.scores(codes, table, factors))
-        found = CONFIG.choose(codes, table, factors)
-        assert (found.id, found.score) == (ids[0], scores[0])
-        assert 1 <= found.rescored.sum() <= vocabulary
-        assert found.beats == -(-4 * vocabulary // 16) + (vocabulary + found.rescored.sum()) * 2
+        every = HEAD.scores(codes, table, factors)
+        ids, scores = HEAD.choose(every)
+        found = CONFIG.choose(codes, table, factors, best=4)
+        assert (found.ids[0], found.scores[0]) == (ids[0], scores[0])
+        rescored = sum(len(one) for one in found.lists)
+        assert all(len(one) for one in found.lists) and rescored <= vocabulary
+        assert found.beats == -(-4 * vocabulary // 16) + (vocabulary + rescored) * 2
+        assert len(found.ids) == min(4, rescored) and (every[found.ids] == found.scores).all()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 16, 37])
+def test_what_lies_in_memory(rng: np.random.Generator, vocabulary: int) -> None:
+    """Jobs read every high beat once and the listed low rows; nibbles stand where the multipliers want them."""
+    table, factors = rng.integers(-128, 128, (vocabulary, 64)).astype(np.int8), scales(rng, vocabulary)
+    parts = ((table[first : first + 5], factors[first : first + 5]) for first in range(0, vocabulary, 5))
+    image = np.concatenate(list(CONFIG.pack(parts))).reshape(-1, 16)
+    assert len(image) == CONFIG.beats(vocabulary)
+    lists = CONFIG.assumed(vocabulary, 0.5)
+    places, sizes, lows = CONFIG.jobs(vocabulary, lists)
+    assert sizes[lows < 0].sum() == CONFIG.high_beats(vocabulary) and (sizes[lows >= 0] == 2).all()
+    assert lows.tolist()[:2] == ([-1, -1] if vocabulary > 16 else [-1, 0])
+    for segment, rows in enumerate(lists):
+        for place, row in zip(places[lows == segment], rows, strict=True):
+            beats = image[place : place + 2]
+            low = np.concatenate([beats & 15, beats >> 4], axis=1).reshape(-1)
+            np.testing.assert_array_equal(low, table[16 * segment + row] & 15)
+    first = image[1:3]
+    np.testing.assert_array_equal(image[0].view("<u4")[: min(4, vocabulary)], factors[:4])
+    np.testing.assert_array_equal(np.concatenate([first & 15, first >> 4], axis=1).reshape(-1), (table[0] >> 4) & 15)
 
 
 def test_planes_make_up_the_codes() -> None:
@@ -41,12 +65,14 @@ def test_a_clear_winner_leaves_few_rows(rng: np.random.Generator) -> None:
     table = rng.integers(-40, 41, (200, 64)).astype(np.int8)
     table[3] = codes
     found = CONFIG.choose(codes, table, np.full(200, 0x3F800000, np.uint32))
-    assert found.id == 3
-    assert found.rescored.sum() < 40
+    assert found.ids[0] == 3
+    assert sum(len(one) for one in found.lists) < 40
 
 
 def test_refused() -> None:
-    with pytest.raises(ValidationError, match="segment must have whole beats of scales \\(16 to a beat\\), not 100; nearest: 112"):
+    with pytest.raises(ValidationError, match="segment must be a power of two, not 100; nearest: 64"):
         PlanesConfig(beat_bytes=64, hidden=64, segment=100)
+    with pytest.raises(ValidationError, match="segment must have whole beats of scales \\(16 to a beat\\), not 8; nearest: 16"):
+        PlanesConfig(beat_bytes=64, hidden=64, segment=8)
     with pytest.raises(ValueError, match="must not be negative"):
         CONFIG.choose(np.zeros(64, np.int8), np.zeros((1, 64), np.int8), np.array([0xBF800000], np.uint32))

@@ -23,7 +23,7 @@ from lutra.hls_models.ternary.attention_cycles import SETUP
 from lutra.hls_models.ternary.core_shared import ID_LATENCY, SharedPass
 from lutra.hls_models.ternary.core_units import DONE, UNITS, PassPlan, PassTimes, Units
 from lutra.hls_models.ternary.head import HeadTiming
-from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Semaphore, Source, Unit, When
+from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Semaphore, Source, Unit, executed
 from lutra.hls_models.ternary.loader import Load
 from lutra.hls_models.ternary.loader_shared import SharedLoaderTiming
 from lutra.hls_models.ternary.loader_timing import LoaderTiming
@@ -98,7 +98,7 @@ class PassBatch:
     def _run(self) -> Cycles:
         """Clocks of each pass."""
         dispatch, depth = np.full(len(self.positions), 2), self.spec.config.queue
-        whens = (When.ALWAYS, When.LAST if self.last else When.NOT_LAST)
+        whens = executed(self.tokens, self.last)
         execute = {Unit.LOADER: self._load, Unit.LINEAR: self._linear, Unit.VECTOR: self._vector, Unit.ATTEND: self._attend, Unit.HEAD: self._head}
         index = -1
         while True:

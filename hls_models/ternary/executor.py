@@ -19,7 +19,7 @@ from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.attention import ADDRESS_BITS, KvCache, attend, read_addresses, write_addresses
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.drafts import NgramDrafts, speculate
-from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Source, Unit, When
+from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Source, Unit, executed
 from lutra.hls_models.ternary.kept import Kept
 from lutra.hls_models.ternary.kv_layout import KvTile
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load
@@ -205,9 +205,10 @@ class Executor:
         self._table: deque[Load] = deque()
         self._sums: Any = None
         self._values: Any = None
+        whens = executed(len(ids), last)
         for instruction, label in zip(self.instructions, self.program.labels, strict=True):
             self._label = label
-            if instruction.when in (When.ALWAYS, When.LAST if last else When.NOT_LAST) and instruction.unit is not Unit.END:
+            if instruction.when in whens and instruction.unit is not Unit.END:
                 self._run[instruction.unit](instruction)
         if scores:
             self._all_scores()

@@ -14,6 +14,15 @@ Times (handshake cycles unless said):
     next instruction (and codes) from max(last best, done) + 1
 
 Token lanes: row t of a pass's codes goes to lane min(t, lanes - 1). A serial pass of m tokens scores lanes 0 … m-1, any other only the last token's.
+
+In two planes (``lutra.hls_models.ternary.planes``; passes of one token, whose codes lanes 1 and 2 keep, too: each works on half of a beat's columns):
+
+    last beat of a row r -> its lower bound (its score) in the candidate register in r + latency + 1, its upper bound a clock later: two more registers (sum of
+                            the halves, bound)
+    last row of a segment -> scan from v = r + latency + 3, or a clock after the scan before ended: address 1, memory 1, comparison 1; row i is compared in
+                            v + 3 + i, and gives away the one found before it; the last one found is given away in v + 3 + rows, where the scan ends
+    given away p         -> ``rescore`` from p + 1
+    last beat of the last low row r -> token from r + latency + 2
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +36,9 @@ from lutra.hls_models import floats
 from lutra.hls_models.config import Config
 from lutra.hls_models.floats import FLOAT_LATENCY, FP32
 from lutra.hls_models.streams import Ready, handshakes
+from lutra.hls_models.ternary.planes import Lists, PlanesConfig
 
-__all__ = ["HeadConfig", "HeadInstruction", "HeadStimulus", "HeadTiming"]
+__all__ = ["HeadConfig", "HeadInstruction", "HeadStimulus", "HeadTiming", "PlaneScan"]
 
 Cycles = NDArray[np.int64]
 
@@ -44,12 +54,13 @@ def _rank(scores: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 class HeadInstruction(NamedTuple):
-    """What the HEAD reads of its instruction."""
+    """What the HEAD reads of its instruction; ``lists``: what it finds out in a table in two planes."""
 
     vocabulary: int
     row_beats: int
     tokens: int = 1
     serial: int = 0
+    lists: Lists | None = None
 
 
 class HeadStimulus(NamedTuple):
@@ -73,6 +84,12 @@ class HeadConfig(Config):
     best: int = Field(default=8, ge=1, le=64, description="scores kept, best first (k)")
     lanes: int = Field(default=1, ge=1, le=16, description="tokens of a serial pass that share a table beat")
     tree: Literal["lut", "dsp"] = Field(default="lut", description="dsp: products of two lanes, and their first sums, share DSP48E2 blocks")
+    planes: PlanesConfig | None = Field(default=None, description="the table in two planes, for passes of one token")
+
+    @property
+    def store_beats(self) -> int:
+        """Beats of codes that a lane keeps."""
+        return max(self.row_beats, 2 * self.planes.row_beats if self.planes else 0)
 
     @property
     def scale_units(self) -> int:
@@ -119,6 +136,13 @@ class HeadConfig(Config):
             raise ValueError(f"hidden must be a multiple of vector_lanes = {v}, not {self.hidden}; nearest: {-(-self.hidden // v) * v}")
         if self.lanes > self.row_beats:
             raise ValueError(f"lanes of the head must be at most the {self.row_beats} beats of a table row, not {self.lanes}; nearest: {self.row_beats}")
+        if self.planes:
+            if self.lanes < 3:
+                raise ValueError(f"lanes of a head with a table in two planes must be at least 3 (two share a beat), not {self.lanes}; nearest: 3")
+            if (self.planes.beat_bytes, self.planes.hidden) != (b, self.hidden):
+                raise ValueError(f"planes must have rows of {self.hidden} codes in beats of {b} bytes, not of {self.planes.hidden} in {self.planes.beat_bytes}")
+            if self.planes.row_beats < 2:
+                raise ValueError(f"hidden must be more than {2 * b}, the columns of a beat of a plane, not {self.hidden}; nearest: {2 * b + v}")
         return self
 
     # Values
@@ -155,28 +179,74 @@ class HeadConfig(Config):
         self, instructions: Sequence[HeadInstruction], stimuli: Sequence[HeadStimulus], ready: Mapping[str, NDArray[np.bool_]] | None = None
     ) -> tuple[dict[str, Cycles], dict[str, Cycles]]:
         """(offered, handshakes): earliest cycles of every input beat and handshakes of every port; ``ready`` traces belong to token, best and done."""
-        traces = {name: Ready((ready or {}).get(name)) for name in ("token", "best", "done")}
+        traces = {name: Ready((ready or {}).get(name)) for name in ("token", "best", "done", "rescore")}
         offered: dict[str, list[Cycles]] = {name: [] for name in ("instr", "codes", "rows")}
-        taken: dict[str, list[Cycles]] = {name: [] for name in ("instr", "codes", "rows", "token", "best", "done")}
+        taken: dict[str, list[Cycles]] = {name: [] for name in ("instr", "codes", "rows", "token", "best", "done", "rescore")}
         free, start = 0, -1
         for instruction, stimulus in zip(instructions, stimuli, strict=True):
             offers = {"codes": stimulus.codes + start + 1, "rows": stimulus.rows + start + 1}
             codes = handshakes(offers["codes"], start=free)
             offers["instr"] = np.array([stimulus.instr + (int(codes[-1]) if len(codes) else start) + 1])
             start = max(free, int(offers["instr"][0]))
-            rows = handshakes(offers["rows"], start=start + 1)
-            scored = int(rows[-1]) + self.latency + self.extra(instruction.tokens)
-            tokens = handshakes(np.full(instruction.tokens if instruction.serial else 1, scored), traces["token"])
+            lists, known = instruction.lists, instruction.vocabulary
+            if lists is None:
+                rows = handshakes(offers["rows"], start=start + 1)
+                scored = int(rows[-1]) + self.latency + self.extra(instruction.tokens)
+            else:
+                offers["rows"], rows, given = self._planes(instruction.vocabulary, lists, offers["rows"], start)
+                scored, known = int(rows[-1]) + self.latency + 2, sum(len(one) for one in lists)
+                rescore = handshakes(given + 1, traces["rescore"], start=(int(taken["rescore"][-1][-1]) + 1) if taken["rescore"] else 0)
+                taken["rescore"].append(rescore)
+            serial = instruction.serial and lists is None
+            tokens = handshakes(np.full(instruction.tokens if serial else 1, scored), traces["token"])
             token = int(tokens[-1])
-            best = handshakes(np.full(min(self.best, instruction.vocabulary), token + 1), traces["best"])
+            best = handshakes(np.full(min(self.best, known), token + 1), traces["best"])
             done = int(traces["done"].next_ready(token + 1))
             free = max(int(best[-1]), done) + 1
             for name, cycles in offers.items():
                 offered[name].append(cycles)
             for name, value in {"instr": start, "codes": codes, "rows": rows, "token": tokens, "best": best, "done": done}.items():
                 taken[name].append(np.atleast_1d(np.asarray(value, np.int64)))
-        offered_all, taken_all = ({name: np.concatenate(parts) for name, parts in ports.items()} for ports in (offered, taken))
+        if not self.planes:
+            del taken["rescore"]
+        none = np.zeros(0, np.int64)
+        offered_all, taken_all = ({name: np.concatenate([none, *parts]) for name, parts in ports.items()} for ports in (offered, taken))
         return offered_all, taken_all
+
+    def _planes(self, vocabulary: int, lists: Lists, offers: Cycles, start: int) -> tuple[Cycles, Cycles, Cycles]:
+        """(offers, handshakes) of the beats of a table in two planes, low rows not before their list is there, and when each list's rows were given away."""
+        assert self.planes
+        _, sizes, lows = self.planes.jobs(vocabulary, lists)
+        scan, rows, given, taken, end, first = PlaneScan(self), self.planes.segments(vocabulary), [], [], start, 0
+        offers = offers.copy()
+        for size, low in zip(sizes.tolist(), lows.tolist(), strict=True):
+            part = slice(first, first + size)
+            if low >= 0:  # (a loader behind a queue is later by far)
+                offers[part] = np.maximum(offers[part], given[low][-1] + 2)
+            taken.append(handshakes(offers[part], start=end + 1))
+            end, first = int(taken[-1][-1]), first + size
+            if low < 0:
+                given.append(scan.given(end, rows[len(given)], lists[len(given)]))
+        return np.maximum.accumulate(offers), np.concatenate(taken), np.concatenate(given)
+
+
+class PlaneScan:
+    """When rows that have to be scored again are given away, segment after segment.
+
+    Parameters
+    ----------
+    config
+        The head.
+    """
+
+    def __init__(self, config: HeadConfig) -> None:
+        self._latency, self._ended = config.latency, -1
+
+    def given(self, last: int, rows: int, found: Cycles) -> Cycles:
+        """Clocks (found,) of the rows ``found`` of a segment of ``rows`` rows, whose high plane's last beat was taken at ``last``."""
+        begin = max(last + self._latency + 3, self._ended + 1)
+        self._ended = begin + 3 + rows
+        return np.append(begin + 3 + found[1:], self._ended)
 
 
 class HeadTiming:
@@ -196,6 +266,12 @@ class HeadTiming:
     def start(self, not_before: ArrayLike) -> Cycles:
         """Handshake of an instruction offered from ``not_before`` on; its table rows are taken from one later, one per clock."""
         return np.maximum(np.asarray(not_before, np.int64), self.free)
+
+    def finish_planes(self, known: int, last_row: ArrayLike) -> tuple[Cycles, Cycles]:
+        """As ``finish``, of a table in two planes, ``known`` rows of which were scored."""
+        token = np.asarray(last_row, np.int64) + self.config.latency + 2
+        self.free = token + 1 + min(self.config.best, known)
+        return token, token + 1
 
     def finish(self, vocabulary: int, last_row: ArrayLike, tokens: int = 1, *, serial: bool = False) -> tuple[Cycles, Cycles]:
         """(last token, done) handshakes of the instruction whose last table beat was taken at ``last_row``; tokens of a serial pass come clock by clock."""

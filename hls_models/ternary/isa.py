@@ -25,6 +25,7 @@ __all__ = [
     "When",
     "decode",
     "encode",
+    "executed",
 ]
 
 INSTRUCTION_BITS = 192
@@ -40,11 +41,19 @@ class Unit(IntEnum):
 
 
 class When(IntEnum):
-    """Passes that execute the instruction: every one, only the last of a prompt (and every decode pass), only the others."""
+    """Passes that execute the instruction: every one, only the last of a prompt (and every decode pass), only the others; of the last ones, those of one
+    token, those of several."""
 
     ALWAYS = 0
     LAST = 1
     NOT_LAST = 2
+    LAST_ONE = 3
+    LAST_MANY = 4
+
+
+def executed(tokens: int, last: bool) -> tuple[When, ...]:
+    """The conditions that a pass of ``tokens`` tokens meets."""
+    return (When.ALWAYS, When.LAST, When.LAST_ONE if tokens == 1 else When.LAST_MANY) if last else (When.ALWAYS, When.NOT_LAST)
 
 
 class Semaphore(IntFlag):
@@ -63,12 +72,13 @@ class LoadTarget(IntEnum):
     EMBED = 3
     HEAD = 4
     KV = 5
+    PLANES = 6
 
 
 class LoadMode(IntEnum):
     """DIRECT: ``beats`` beats from ``address``. TOKEN: for each token of the pass ``beats`` beats from address + id * beats.
     POSITION: tokens * beats beats from address + position * beats. TILES: the key and value tiles of a pass (``KvLayout.order``), ``address`` being the
-    layer's first block."""
+    layer's first block. PLANES has the mode DIRECT: ``beats`` beats of its high planes, from ``address`` on, and what HEAD asks for of the low ones."""
 
     DIRECT = 0
     TOKEN = 1
@@ -103,7 +113,7 @@ class Field(NamedTuple):
 
 COMMON_FIELDS = (
     Field("unit", 3, "Unit that executes it"),
-    Field("when", 2, "When"),
+    Field("when", 3, "When"),
     Field("wait", 8, "Semaphore mask, all above zero before start, then decremented"),
     Field("signal", 8, "Semaphore mask, incremented when done"),
 )
@@ -135,7 +145,7 @@ UNIT_FIELDS: dict[Unit, tuple[Field, ...]] = {
         Field("segment2", 20, "first column of weight scale 2"),
     ),
     Unit.ATTEND: (Field("layer", 8, "layer whose cache is read"),),
-    Unit.HEAD: (Field("vocabulary", 20, "rows of the table"), Field("row_beats", 16, "memory beats per row")),
+    Unit.HEAD: (Field("vocabulary", 20, "rows of the table"), Field("row_beats", 16, "memory beats per row"), Field("planes", 1, "the table is in two planes")),
     Unit.END: (),
 }
 

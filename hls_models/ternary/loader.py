@@ -12,7 +12,9 @@ Times of one load (handshake cycles; internal events are named after the RTL's r
 
     instr t -> job valid:  DIRECT t+1;  POSITION t+3 (MULTIPLY, ADD), then 1 after the previous job;
                            TOKEN: id_request from t+1 (then 1 after the previous job), id i -> i+3;
-                           TILES t+4 (END, SIZE, PLACE), then 2 after the previous job (STEP), 4 where it was the last one of its token
+                           TILES t+4 (END, SIZE, PLACE), then 2 after the previous job (STEP), 4 where it was the last one of its token;
+                           PLANES t+2 (SEGMENT), a segment's high plane 2 after the previous job; low row: taken from ``rescore`` 1 after the previous job
+                           or later, at i -> i+3 (MULTIPLY, ADD)
     job j   -> fire >= j+C, the next ones C after the one before, C = 1; the next job is taken in the cycle of the last fire, so DIRECT loads follow without a
                gap. With bursts C = 2 (``fire_clocks``: rooms are compared a clock ahead), and two jobs wait behind the plan (``JOBS_AHEAD``): a job leaves
                the plan when it is valid and at least 1 after the one two before was taken, and is taken at least 1 later
@@ -33,8 +35,9 @@ from pydantic import Field, model_validator
 from lutra.hls_models.config import Config
 from lutra.hls_models.ternary.isa import PASS_FIELDS, UNIT_FIELDS, LoadMode, LoadTarget, Unit
 from lutra.hls_models.ternary.kv_layout import KvLayout, KvTile
+from lutra.hls_models.ternary.planes import Lists, PlanesConfig
 
-__all__ = ["JOBS_AHEAD", "PARAM_BITS", "QUEUE_LATENCY", "ROUND_TRIP", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
+__all__ = ["JOBS_AHEAD", "LISTED", "PARAM_BITS", "QUEUE_LATENCY", "ROUND_TRIP", "SEGMENT_STEP", "TILES_START", "TILE_STEP", "Load", "LoaderConfig"]
 
 PARAM_BITS = 24
 """Bits of one value of a params or rope row."""
@@ -53,6 +56,13 @@ TILE_STEP = 2
 
 TILES_START = 4
 """Clocks from the start of a walk over a token's tiles (a pass's, in prefill) to the first one: END, SIZE, PLACE, its place."""
+
+
+SEGMENT_STEP = 2
+"""Clocks from the clock in which a job (or the instruction) is taken until that of the next segment's high plane is there: SEGMENT, its place."""
+
+LISTED = 3
+"""Clocks from a row on ``rescore`` to its job: MULTIPLY, ADD, its place."""
 
 
 class Load(NamedTuple):
@@ -103,6 +113,7 @@ class LoaderConfig(Config):
     outstanding: int = Field(default=16, ge=1, le=1024, description="requests whose data are on their way, at most")
     burst_beats: int = Field(default=1, ge=1, le=256, description="beats of a request at most, a power of two whose multiples it does not cross")
     kv: KvLayout | None = Field(default=None, description="keys and values, where they come through the loader")
+    planes: PlanesConfig | None = Field(default=None, description="the head's table in two planes, where it is loaded so")
     instructions: int = Field(default=32, ge=1, le=256, description="instructions accepted and not done, at most")
 
     @property
@@ -125,7 +136,7 @@ class LoaderConfig(Config):
         """Beats of a request at most, a power of two, multiples of which it does not cross."""
         if target in (LoadTarget.WEIGHTS, LoadTarget.KV):
             return self.burst_beats
-        depth = {LoadTarget.HEAD: self.head_beats, LoadTarget.EMBED: 1}.get(target, self.rows_beats)
+        depth = {LoadTarget.HEAD: self.head_beats, LoadTarget.PLANES: self.head_beats, LoadTarget.EMBED: 1}.get(target, self.rows_beats)
         return min(self.burst_beats, 1 << max(1, depth // 4).bit_length() - 1)
 
     def bursts(self, target: LoadTarget, address: ArrayLike, beats: ArrayLike) -> NDArray[np.int64]:
@@ -172,6 +183,8 @@ class LoaderConfig(Config):
             raise ValueError(f"burst_beats must be a power of two, not {self.burst_beats}; nearest: {1 << self.burst_beats.bit_length() - 1}")
         if self.kv is not None and self.kv.beat_bytes != b:
             raise ValueError(f"kv must have beats of beat_bytes = {b} bytes, not {self.kv.beat_bytes}")
+        if self.planes is not None and (self.planes.beat_bytes, self.planes.hidden) != (b, self.hidden):
+            raise ValueError(f"planes must have rows of {self.hidden} codes in beats of {b} bytes, not of {self.planes.hidden} in {self.planes.beat_bytes}")
         if self.tile_rows < 1:
             what, needed = f"a row that has begun and a burst of {self.burst_beats} beats", self.ring_rows - self.tile_rows + 1
             raise ValueError(f"ring_rows must hold {what}, {needed} rows, not {self.ring_rows}; nearest: {needed}")
@@ -194,6 +207,8 @@ class LoaderConfig(Config):
             if load.tokens < 1 or load.position + load.tokens > self.kv.context:
                 raise ValueError(f"positions must lie within the context of {self.kv.context}, not at {load.position} to {load.position + load.tokens - 1}")
             return
+        if load.target == LoadTarget.PLANES and (self.planes is None or load.mode != LoadMode.DIRECT):
+            raise ValueError("a table in two planes must have a layout (planes) where it is loaded, in mode DIRECT")
         if not 1 <= load.beats < (1 << 24 if load.mode == LoadMode.DIRECT else 1 << 16) or load.repetitions < 1:
             raise ValueError(f"beats must be 1 to 2**24 - 1 (2**16 - 1 per token) and tokens at least 1, not {load.beats} and {load.tokens}")
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE) and -(-load.rows // self.rows_per_beat) != load.beats:
@@ -218,6 +233,15 @@ class LoaderConfig(Config):
         first = {LoadMode.DIRECT: np.zeros(1, np.int64), LoadMode.POSITION: load.position + np.arange(load.tokens), LoadMode.TOKEN: ids}[load.mode]
         assert first is not None  # a caller's slip, not a user's
         return (load.address + first * load.beats) & 0xFFFFFFFF, np.full(len(first), load.beats)
+
+    def plane_jobs(self, load: Load, lists: Lists) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """As ``jobs``, of a table in two planes, with the list that each job stands in, -1 for a high plane."""
+        assert self.planes is not None  # ``check`` refuses it
+        # ``beats`` are those of the high planes: whole segments, and what is left.
+        whole, rest = divmod(load.beats, self.planes.high_beats(self.planes.segment))
+        rest -= -(-rest // (1 + self.planes.block * self.planes.row_beats))
+        first, beats, listed = self.planes.jobs(whole * self.planes.segment + rest // self.planes.row_beats, lists)
+        return first + load.address, beats, listed
 
     def steps(self, load: Load) -> NDArray[np.int64]:
         """Clocks (jobs,) from the clock in which a job is taken until the next one is there, besides what TOKEN waits for an id."""

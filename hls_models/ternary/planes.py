@@ -6,11 +6,16 @@ ones, a negative number), the dot product of a row lies between 16 * d + N and 1
 scale that is not negative keep order: f32(f32(16 d + N) * scale) <= score <= f32(f32(16 d + P) * scale), score being the int8 head's. So whatever is left out
 is certified not to be the choice, which is the int8 head's, bit for bit.
 
-Rows come in segments. L, the largest lower bound or score so far, decides at the end of a segment which of its rows are read again (upper bound >= L);
-their low planes are read behind the high plane of the next segment. However poor the bounds are, a row's low plane is read once at most: the worst case, which
-needs no other fallback, moves as many bytes as the int8 table.
+Rows come in segments. The largest lower bound or score so far decides at the end of a segment which of its rows are read again (upper bound >= it); a list is
+never empty: without a candidate the segment's first row stands in it. Order of reading: high plane of segment 0, of 1, low rows of 0, high plane of 2, low rows
+of 1 and so on. However poor the bounds are, a row's low plane is read once at most: the worst case, which needs no other fallback, moves as many bytes as the
+int8 table.
+
+In memory a segment is its high plane, then its low rows. The high plane has a beat of fp32 scales before every ``block`` rows. Byte i of beat b of a row of
+either plane holds column 2bB + i in its lower four bits and column (2b + 1)B + i in its upper ones.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,48 +26,131 @@ from lutra.hls_models import floats
 from lutra.hls_models.config import Config
 from lutra.hls_models.floats import FP32, to_float64
 
-__all__ = ["PlaneChoice", "PlanesConfig"]
+__all__ = ["Lists", "PlaneChoice", "PlanesConfig"]
 
 Bits = NDArray[np.uint32]
+Bytes = NDArray[np.uint8]
+Lists = Sequence[NDArray[np.int64]]
+"""Per segment the rows (counted in the segment, ascending) whose low plane is read."""
+
+TABLE_PART = 4096
+"""Rows of a table that are converted to float64 together, about."""
 
 
 class PlaneChoice(NamedTuple):
-    """Choice of a token: its id, fp32 bits of its score, rows of each segment that were scored again, beats read in all."""
+    """Choice of a token: ids of the k best among the rows scored again, best first, the fp32 bits of their scores, those rows of each segment, beats read."""
 
-    id: int
-    score: int
-    rescored: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    scores: Bits
+    lists: Lists
     beats: int
 
 
 class PlanesConfig(Config):
-    """Sizes of the table: a segment's scales (fp32, no gaps), its rows of the high plane; elsewhere the low plane's rows. Rows are whole beats."""
+    """Sizes of a table in two planes, its golden values."""
 
     beat_bytes: int = Field(ge=4, multiple_of=4, description="memory port width in bytes (B)")
     hidden: int = Field(ge=2, multiple_of=2, description="codes of a row")
-    segment: int = Field(default=512, ge=1, le=1 << 14, description="rows of a segment")
+    segment: int = Field(default=128, ge=1, le=1 << 10, description="rows of a segment, a power of two")
 
     @model_validator(mode="after")
     def _consistent(self) -> "PlanesConfig":
-        if self.segment * 4 % self.beat_bytes:
-            nearest = -(-self.segment * 4 // self.beat_bytes) * self.beat_bytes // 4
-            raise ValueError(f"segment must have whole beats of scales ({self.beat_bytes // 4} to a beat), not {self.segment}; nearest: {nearest}")
+        if self.segment & (self.segment - 1):
+            raise ValueError(f"segment must be a power of two, not {self.segment}; nearest: {1 << self.segment.bit_length() - 1}")
+        if self.segment % self.block:
+            raise ValueError(f"segment must have whole beats of scales ({self.block} to a beat), not {self.segment}; nearest: {self._nearest}")
         return self
+
+    @property
+    def _nearest(self) -> int | str:
+        return "none: beats of scales must hold a power of two of them" if self.block & (self.block - 1) else self.block
+
+    @property
+    def block(self) -> int:
+        """Rows whose scales a beat holds."""
+        return self.beat_bytes // 4
 
     @property
     def row_beats(self) -> int:
         """Beats of a row of either plane."""
         return -(-self.hidden // (2 * self.beat_bytes))
 
-    def high_beats(self, vocabulary: int) -> int:
-        """Beats of scales and high plane."""
-        return -(-4 * vocabulary // self.beat_bytes) + vocabulary * self.row_beats
+    def high_beats(self, rows: int) -> int:
+        """Beats of scales and high plane of ``rows`` rows."""
+        return -(-rows // self.block) + rows * self.row_beats
+
+    @property
+    def stride(self) -> int:
+        """Beats from a segment to the next one."""
+        return self.high_beats(self.segment) + self.segment * self.row_beats
+
+    def segments(self, vocabulary: int) -> list[int]:
+        """Rows of each segment."""
+        whole, rest = divmod(vocabulary, self.segment)
+        return [self.segment] * whole + [rest] * (rest > 0)
+
+    def beats(self, vocabulary: int) -> int:
+        """Beats of a table in memory."""
+        rows = self.segments(vocabulary)
+        return (len(rows) - 1) * self.stride + self.high_beats(rows[-1]) + rows[-1] * self.row_beats
+
+    def jobs(self, vocabulary: int, lists: Lists) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """What is read in one piece, in order: first beats (jobs,) in the table, beats (jobs,), and the list that each piece stands in, -1 for a high plane."""
+        places: list[int] = []
+        sizes: list[int] = []
+        lows: list[int] = []
+        rows = self.segments(vocabulary)
+        for segment in range(len(rows) + 1):
+            if segment < len(rows):
+                places.append(segment * self.stride)
+                sizes.append(self.high_beats(rows[segment]))
+                lows.append(-1)
+            if segment:
+                low = (segment - 1) * self.stride + self.high_beats(rows[segment - 1])
+                places += [low + int(row) * self.row_beats for row in lists[segment - 1]]
+                sizes += [self.row_beats] * len(lists[segment - 1])
+                lows += [segment - 1] * len(lists[segment - 1])
+        return np.array(places), np.array(sizes), np.array(lows)
+
+    def assumed(self, vocabulary: int, share: float) -> Lists:
+        """Lists of ``share`` of all rows, evenly spread: for cycles where values are not known; 1 is the worst case."""
+        counts = [max(1, round(share * rows)) for rows in self.segments(vocabulary)]
+        return [np.arange(count) * rows // count for count, rows in zip(counts, self.segments(vocabulary), strict=True)]
+
+    # Values
 
     def split(self, codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
         """High (int8, -8 … 7) and low (uint8, 0 … 15) planes of int8 codes."""
         return codes >> 4, (codes & 15).astype(np.uint8)
 
-    def choose(self, codes: ArrayLike, table: NDArray[np.int8], scales: Bits) -> PlaneChoice:
+    def _nibbles(self, plane: NDArray[np.uint8]) -> Bytes:
+        """Rows (rows, hidden) of four bits as whole beats (rows, row_beats * B)."""
+        padded = np.zeros((len(plane), self.row_beats * 2 * self.beat_bytes), np.uint8)
+        padded[:, : self.hidden] = plane & 15
+        halves = padded.reshape(len(plane), self.row_beats, 2, self.beat_bytes)
+        return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(plane), -1)
+
+    def pack(self, parts: Iterator[tuple[NDArray[np.int8], Bits]]) -> Iterator[Bytes]:
+        """The table in memory, segment by segment, of its rows in parts of any size: codes (rows, hidden) and scales (rows,), fp32 bits."""
+        codes, scales = np.zeros((0, self.hidden), np.int8), np.zeros(0, np.uint32)
+        for more, their in parts:
+            codes, scales = np.concatenate([codes, more]), np.concatenate([scales, their])
+            while len(codes) >= self.segment:
+                yield self._segment(codes[: self.segment], scales[: self.segment])
+                codes, scales = codes[self.segment :], scales[self.segment :]
+        if len(codes):
+            yield self._segment(codes, scales)
+
+    def _segment(self, codes: NDArray[np.int8], scales: Bits) -> Bytes:
+        high, low = self.split(codes)
+        rows, pieces = self._nibbles(high.view(np.uint8)), []
+        for first in range(0, len(codes), self.block):
+            beat = np.zeros(self.block, "<u4")
+            beat[: len(scales[first : first + self.block])] = scales[first : first + self.block]
+            pieces += [beat.view(np.uint8), rows[first : first + self.block].reshape(-1)]
+        return np.concatenate([*pieces, self._nibbles(low).reshape(-1)])
+
+    def choose(self, codes: ArrayLike, table: NDArray[np.int8], scales: Bits, best: int = 1) -> PlaneChoice:
         """The choice for ``codes`` (hidden,) int8 among the rows of ``table`` (vocabulary, hidden) int8 with fp32 ``scales`` (vocabulary,), none negative.
 
         Raises
@@ -72,28 +160,34 @@ class PlanesConfig(Config):
         if not (to_float64(FP32, scales) >= 0).all():
             raise ValueError("scales of a table in two planes must not be negative")
         q = np.asarray(codes, np.float64)
-        high, _ = self.split(table)
-        base = 16.0 * (high.astype(np.float64) @ q)
         above, below = 15.0 * q[q > 0].sum(), 15.0 * q[q < 0].sum()
-        lower, upper, exact = (self._score(sums, scales) for sums in (base + below, base + above, table.astype(np.float64) @ q))
-        bound, best, place, rescored = -np.inf, -np.inf, 0, []
-        waiting: NDArray[np.int64] = np.zeros(0, np.int64)
-        for first in [*range(0, len(table), self.segment), None]:
-            rows = np.zeros(0, np.int64) if first is None else np.arange(first, min(first + self.segment, len(table)))
-            bound = max(bound, lower[rows].max(initial=-np.inf))
-            candidates = rows[upper[rows] >= bound]
-            for row in waiting:  # the segment before: in order, so that ties go to the lowest id
-                if exact[row] > best:
-                    best, place = exact[row], int(row)
-            bound = max(bound, best)
-            if first is not None:
-                rescored.append(len(candidates))
-            waiting = candidates
-        counts = np.array(rescored, np.int64)
-        return PlaneChoice(place, int(self._bits(exact[place : place + 1])[0]), counts, self.high_beats(len(table)) + int(counts.sum()) * self.row_beats)
+        bound, lists, first = -np.inf, [], 0
+        exact = np.zeros(0)  # of the list before, which is read behind this segment
+        kept: list[NDArray[np.float64]] = []
+        ids: list[NDArray[np.int64]] = []
+        ready: list[tuple[NDArray[np.float64], ...]] = []
+        for rows in self.segments(len(table)):
+            if not ready:
+                part = slice(first, first + -(-TABLE_PART // self.segment) * self.segment)
+                ready = self._scores(q, table[part], scales[part], below, above)
+            lower, upper, score = ready.pop(0)
+            bound = max(bound, lower.max())
+            found = np.flatnonzero(upper >= bound)
+            found = found if len(found) else np.zeros(1, np.int64)
+            bound = max(bound, exact.max(initial=-np.inf))
+            exact = score[found]
+            lists.append(found)
+            ids.append(first + found)
+            kept.append(exact)
+            first += rows
+        scores = np.concatenate(kept)
+        order = np.argsort(-scores, kind="stable")[:best]
+        beats = sum(self.high_beats(rows) for rows in self.segments(len(table))) + sum(len(one) for one in lists) * self.row_beats
+        return PlaneChoice(np.concatenate(ids)[order], floats.from_float64(FP32, scores[order]), lists, beats)
 
-    def _score(self, sums: NDArray[np.float64], scales: Bits) -> NDArray[np.float64]:
-        return to_float64(FP32, floats.mul(FP32, floats.from_float64(FP32, sums), FP32, scales, FP32))
-
-    def _bits(self, scores: NDArray[np.float64]) -> Bits:
-        return floats.from_float64(FP32, scores)
+    def _scores(self, q: NDArray[np.float64], table: NDArray[np.int8], scales: Bits, below: float, above: float) -> list[tuple[NDArray[np.float64], ...]]:
+        """Lower bounds, upper bounds and scores of each segment of a part."""
+        base, exact = 16.0 * ((table >> 4).astype(np.float64) @ q), table.astype(np.float64) @ q
+        three = [to_float64(FP32, floats.mul(FP32, floats.from_float64(FP32, sums), FP32, scales, FP32)) for sums in (base + below, base + above, exact)]
+        cuts = range(self.segment, len(table), self.segment)
+        return list(zip(*(np.split(one, cuts) for one in three), strict=True))

@@ -11,6 +11,7 @@ from lutra.hls_models.ternary.isa import Unit
 from lutra.rtl.floats import FloatMul, IntToFloat
 from lutra.rtl.ternary.dispatch import unit_layout
 from lutra.rtl.ternary.dsp import PairDot
+from lutra.rtl.ternary.head_planes import PlaneBounds, PlaneWalk, listed_layout, rank
 from lutra.rtl.verilog import once
 
 __all__ = ["Head"]
@@ -22,12 +23,6 @@ def _delay(m: Module, name: str, value: Value, clocks: int, *, reset_less: bool 
         m.d.sync += register.eq(value)
         value = register
     return value
-
-
-def _rank(score: Value) -> Value:
-    """Unsigned key that orders fp32 bits like the reals: -0 and +0 alike, NaN lowest (as in the golden model)."""
-    magnitude = score[: FP32.bits - 1]
-    return Mux(magnitude > FP32.infinity, 0, Mux(score[-1] & magnitude.any(), ~score, score | FP32.sign)[: FP32.bits])
 
 
 def _plus_one(a: Value, b: Value, one: Value) -> Value:
@@ -47,7 +42,7 @@ def _level(m: Module, values: list[Value], name: str) -> list[Value]:
 class _Dot(wiring.Component):
     """B multiply-accumulates per clock and token lane: codes (the code memories' outputs) times a table beat, summed over the beats of a row.
 
-    Takes operands in every clock in which ``valid`` is 1; ``latency`` from operands to ``dots``: multiply, tree levels, accumulate. ``first`` starts a sum.
+    Lanes 2 and 3 take ``other``, if there is one. Takes operands in every clock in which ``valid`` is 1; ``latency`` from operands to ``dots``: multiply, tree levels, accumulate. ``first`` starts a sum.
     """
 
     def __init__(self, config: HeadConfig) -> None:
@@ -55,7 +50,8 @@ class _Dot(wiring.Component):
         self.latency = 2 + config.tree_levels
         beat = data.ArrayLayout(signed(8), config.beat_bytes)
         dots = data.ArrayLayout(signed(config.dot_bits), config.lanes)
-        super().__init__({"codes": In(data.ArrayLayout(beat, config.lanes)), "row": In(beat), "valid": In(1), "first": In(1), "dots": Out(dots)})
+        rows = {"row": In(beat)} | ({"other": In(beat)} if config.planes else {})
+        super().__init__({"codes": In(data.ArrayLayout(beat, config.lanes)), **rows, "valid": In(1), "first": In(1), "dots": Out(dots)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -74,13 +70,16 @@ class _Dot(wiring.Component):
                     m.d.sync += self.dots[lane].eq(_plus_one(Mux(first, 0, self.dots[lane]), total, one))
         return m
 
+    def _operand(self, lane: int) -> data.View:
+        return self.other if self._config.planes and lane in (2, 3) else self.row
+
     def _lane(self, m: Module, lane: int) -> tuple[Value, Value]:
         """A lane's sum over a beat, and 0 to add to it."""
         prefix = f"lane_{lane}_" if self._config.lanes > 1 else ""
         level: list[Value] = []
         for i in range(self._config.beat_bytes):
             product = Signal(signed(16), name=f"{prefix}product_{i}", reset_less=True)
-            m.d.sync += product.eq(self.codes[lane][i] * self.row[i])
+            m.d.sync += product.eq(self.codes[lane][i] * self._operand(lane)[i])
             level.append(product)
         for depth in range(self._config.tree_levels):
             sums: list[Value] = []
@@ -104,7 +103,7 @@ class _Dot(wiring.Component):
             m.submodules[f"dot_{a}_{i // 2}"] = once(dot, "pair_dot")
             for k in range(2):
                 m.d.comb += [
-                    getattr(dot, f"x_{k}").eq(self.row[i + k]),
+                    getattr(dot, f"x_{k}").eq(self._operand(a)[i + k]),
                     getattr(dot, f"a_{k}").eq(self.codes[a][i + k]),
                     getattr(dot, f"b_{k}").eq(self.codes[b][i + k]),
                 ]
@@ -142,9 +141,9 @@ class _Best(wiring.Component):
         k = self._depth
         entries = [Signal(self.entry, name=f"entry_{i}", reset_less=True) for i in range(k)]
         valid = Signal(k)
-        rank = _rank(self.candidate.score)
+        key = rank(self.candidate.score)
         wins = Signal(k)
-        m.d.comb += wins.eq(Cat(~valid[i] | (rank > _rank(entry.score)) for i, entry in enumerate(entries)))
+        m.d.comb += wins.eq(Cat(~valid[i] | (key > rank(entry.score)) for i, entry in enumerate(entries)))
         with m.If(self.insert):
             m.d.sync += valid.eq(Cat(1, valid)[:k])
             for i, entry in enumerate(entries):
@@ -164,20 +163,24 @@ class Head(wiring.Component):
     Times in ``lutra.hls_models.ternary.head``. ``rows`` is taken in every clock of an instruction until its last beat; ``codes`` while none runs. The
     instruction must be offered after the last code of its pass was taken (semaphore FINAL).
 
+    Where ``planes`` is 1 the table is in two planes, the pass has one token, and only its choice is certain to be the best of all: ``best`` is of the rows that
+    were scored. Lanes 1 and 2 keep the codes of the first token of any pass for it, without the scale's units before them.
+
     Parameters
     ----------
     config : sizes.
 
     Members
     -------
-    instr : ``In(stream)`` of vocabulary, row_beats, tokens, position, serial; with one lane the last three do not matter. vocabulary >= 1; a serial pass has
-        at most ``lanes`` tokens.
+    instr : ``In(stream)`` of vocabulary, row_beats, planes, tokens, position, serial; with one lane the last three do not matter. vocabulary >= 1; a serial
+        pass has at most ``lanes`` tokens.
     codes : ``In(stream)`` of the vector unit's code beats; row t is kept in lane min(t, lanes - 1), which it overwrites; only codes, scale, token and ``last``
         are looked at.
     rows : ``In(stream)`` of table beats.
     token : ``Out(stream)`` of id, score and activation_scale, one per instruction, or one per token of a serial pass, in order.
     best : ``Out(stream)`` of id, score: min(k, vocabulary) of the last token, best first; a slow sink delays only the next instruction.
     done : ``Out(stream)``, one beat (0) per instruction, offered once ``token`` is taken.
+    rescore : ``Out(stream)`` of {index, last}, with a table in two planes: rows of a segment whose low plane is to be read, in order; those of two wait.
     """
 
     def __init__(self, config: HeadConfig) -> None:
@@ -201,6 +204,7 @@ class Head(wiring.Component):
                 "token": Out(stream.Signature(data.StructLayout({"id": 20, "score": 32, "activation_scale": 32}))),
                 "best": Out(stream.Signature(data.StructLayout({"id": 20, "score": 32}))),
                 "done": Out(stream.Signature(1)),
+                **({"rescore": Out(stream.Signature(listed_layout(config.planes)))} if config.planes else {}),
             }
         )
 
@@ -219,24 +223,37 @@ class Head(wiring.Component):
         taken, row_end, instruction_end = Signal(), Signal(), Signal()
         row, scale = Signal(8 * config.beat_bytes, reset_less=True), Signal(32, reset_less=True)
         arrived, first, ended, final = Signal(), Signal(reset_less=True), Signal(), Signal(reset_less=True)
+        planes, addresses = Signal(), [beat] * config.lanes
         m.d.comb += [
             taken.eq(self.rows.valid & self.rows.ready),
             row_end.eq(beat == last_beat),
             instruction_end.eq(rows_left == 1),
-            dot.row.eq(row),
+            *([] if config.planes else [dot.row.eq(row)]),
             dot.valid.eq(arrived),
             dot.first.eq(first),
             scaled.a.eq(to_float.y),
         ]
-        for lane, fetch in enumerate(fetches):
-            m.d.comb += [fetch.addr.eq(beat), dot.codes[lane].eq(fetch.data)]
-        m.d.sync += [row.eq(self.rows.payload), arrived.eq(taken), first.eq(beat == 0), ended.eq(taken & row_end), final.eq(instruction_end)]
-        with m.If(taken):
+        m.d.sync += [row.eq(self.rows.payload), arrived.eq(taken), first.eq(beat == 0), ended.eq(taken & row_end & ~planes), final.eq(instruction_end)]
+        with m.If(taken & ~planes):  # without a table in two planes that is 0
             m.d.sync += beat.eq(Mux(row_end, 0, beat + 1))
             with m.If(beat == 0):
                 m.d.sync += scale.eq(self.rows.payload[:32])
             with m.If(row_end):
                 m.d.sync += rows_left.eq(rows_left - 1)
+        if config.planes:
+            walk, bounds = self._planes(m, dot, idle, planes, beat == 0)
+            m.d.comb += [walk.taken.eq(taken & planes), bounds.score.eq(best.candidate.score)]
+            with m.If(planes):
+                m.d.sync += [arrived.eq(taken & ~walk.scales), first.eq(walk.beat == 0)]
+            scales = Signal(8 * config.beat_bytes, reset_less=True)
+            with m.If(walk.taken & walk.scales):
+                m.d.sync += scales.eq(self.rows.payload)
+            with m.If(walk.taken & (walk.beat == 0)):
+                m.d.sync += scale.eq(scales.word_select(walk.place, 32))
+            for number, half in ((1, 0), (2, 1)):
+                addresses[number] = Mux(planes, Cat(C(half, 1), walk.beat), beat)
+        for lane, (fetch, address) in enumerate(zip(fetches, addresses, strict=True)):
+            m.d.comb += [fetch.addr.eq(address), dot.codes[lane].eq(fetch.data)]
 
         # Scores come in order of their ids, those of a row lane by lane: ``insert`` goes with lane 0, ``last_score`` with the last of all.
         lane_bits = range(max(2, config.lanes))
@@ -250,7 +267,11 @@ class Head(wiring.Component):
             held = Signal(32, reset_less=True)
             with m.If(complete):  # it serves all lanes
                 m.d.sync += held.eq(row_scale)
-            m.d.comb += [to_float.a.eq(self._turns(m, dot, complete)), scaled.b.eq(_delay(m, "held", held, to_float.latency))]
+            number, factor = self._turns(m, dot, complete), held
+            if config.planes:
+                m.d.comb += bounds.scale.eq(row_scale)
+                number, factor = Mux(planes, bounds.number, number), Mux(planes, bounds.factor, factor)
+            m.d.comb += [to_float.a.eq(number), scaled.b.eq(_delay(m, "factor", factor, to_float.latency))]
         insert = _delay(m, "insert", ended, clocks, reset_less=False)
         last_row = _delay(m, "last", final, clocks)
         candidate, score = Signal(20, reset_less=True), Signal(32, reset_less=True)
@@ -268,12 +289,16 @@ class Head(wiring.Component):
                 ends.append(_delay(m, f"end_{i}", ends[-1], 1))
             row_through = scored[-1]
             tops = [Signal(best.entry, name=f"top_{i}", reset_less=True) for i in range(config.lanes)]
-            rank = _rank(score)
+            key = rank(score)
             for i, entry in enumerate(tops):
-                with m.If(scored[i] & ((candidate == 0) | (rank > _rank(entry.score)))):
+                with m.If(scored[i] & ((candidate == 0) | (key > rank(entry.score)))):
                     m.d.sync += entry.eq(best.candidate)
             here, end = (Cat(bits).bit_select(last_lane, 1) for bits in (scored, ends))
             m.d.comb += [best.insert.eq(here), last_score.eq(here & end), top.eq(Array(tops)[lane])]
+            if config.planes:
+                with m.If(planes):
+                    m.d.comb += [best.insert.eq(bounds.insert), last_score.eq(bounds.insert & bounds.last), top.eq(best.first)]
+                    m.d.comb += best.candidate.id.eq(bounds.id)
         with m.If(row_through):
             m.d.sync += candidate.eq(candidate + 1)
 
@@ -293,11 +318,14 @@ class Head(wiring.Component):
                     tokens = self.instr.payload.tokens
                     last = Mux(tokens > config.lanes, config.lanes - 1, tokens - 1)
                     m.d.sync += [last_lane.eq(last), serial.eq(self.instr.payload.serial), lane.eq(Mux(self.instr.payload.serial, 0, last))]
+                if config.planes:
+                    m.d.sync += planes.eq(self.instr.payload.planes)
                 with m.If(self.instr.valid):
                     m.next = "ROWS"
             with m.State("ROWS"):
                 m.d.comb += self.rows.ready.eq(1)
-                with m.If(taken & row_end & instruction_end):
+                through = taken & ~planes & row_end & instruction_end
+                with m.If(through | (walk.row_end & walk.row.last) if config.planes else through):
                     m.next = "DRAIN"
             with m.State("DRAIN"), m.If(last_score):
                 m.next = "TOKEN"
@@ -315,37 +343,81 @@ class Head(wiring.Component):
                     m.next = "IDLE"
         return m
 
+    def _planes(self, m: Module, dot: _Dot, idle: Value, planes: Value, row_begins: Value) -> tuple[PlaneWalk, PlaneBounds]:
+        """What a table in two planes needs beside the multipliers, and their operands: halves of a beat's bytes, or bytes, but for a row's scale."""
+        config, instr = self._config, self.instr
+        assert config.planes
+        m.submodules.walk, m.submodules.bounds = walk, bounds = PlaneWalk(config.planes), PlaneBounds(config)
+        wiring.connect(m, bounds.listed, walk.listed)
+        wiring.connect(m, bounds.rescore, wiring.flipped(self.rescore))
+        start = instr.valid & idle
+        m.d.comb += [
+            walk.start.eq(start),
+            walk.vocabulary.eq(instr.payload.vocabulary),
+            bounds.start.eq(start),
+            bounds.codes.eq(self.codes.payload.codes),
+            bounds.codes_valid.eq(self.codes.valid & idle),
+            bounds.codes_last.eq(self.codes.payload.last),
+            bounds.valid.eq(_delay(m, "row_end", walk.row_end, dot.latency, reset_less=False)),
+            bounds.row.eq(_delay(m, "row_told", walk.row.as_value(), dot.latency)),
+            bounds.halves[0].eq(dot.dots[1]),
+            bounds.halves[1].eq(dot.dots[2]),
+        ]
+        no_scale = Const((1 << config.beat_bytes) - (1 << config.scale_units * config.vector_lanes), config.beat_bytes)
+        rows = [Signal(8 * config.beat_bytes, name=name, reset_less=True) for name in ("operand", "other_operand")]
+        for half, register in enumerate(rows):
+            for i in range(config.beat_bytes):
+                byte = self.rows.payload[8 * i : 8 * i + 8]
+                four = byte[4 * half : 4 * half + 4]
+                sign = (four[3] & ~walk.low).replicate(4)
+                whole = byte & ~(row_begins & ~no_scale[i]).replicate(8)
+                m.d.sync += register[8 * i : 8 * i + 8].eq(Mux(planes, Cat(four, sign), whole))
+        m.d.comb += [dot.row.eq(rows[0]), dot.other.eq(rows[1])]
+        return walk, bounds
+
     def _codes(self, m: Module, idle: Signal) -> tuple[list[memory.ReadPort], list[Signal]]:
         """Code memories of the lanes, and the activation scales of what they hold. Codes stand as in a table row: behind the scale's units, which stay zero
         like the padding at the end."""
         config, payload = self._config, self.codes.payload
         units = config.beat_bytes // config.vector_lanes
-        unit, place = Signal(range(units), init=config.scale_units), Signal(range(config.row_beats))
         taken, fetches, scales = self.codes.valid & idle, [], []
+        unit, place = self._place(m, "", config.scale_units, taken)
+        if config.planes:
+            plane_unit, plane_place = self._place(m, "plane_", 0, taken)
         for lane in range(config.lanes):
             suffix = f"_{lane}" if config.lanes > 1 else ""
             mine = (payload.token >= lane if lane == config.lanes - 1 else payload.token == lane) if config.lanes > 1 else 1
-            codes = m.submodules[f"code_store{suffix}"] = memory.Memory(shape=8 * config.beat_bytes, depth=config.row_beats, init=[])
+            where, which = place, unit
+            if config.planes and lane in (1, 2):  # the first token's, where another may come later
+                early = payload.token == 0
+                mine, where, which = mine | early, Mux(early, plane_place, place), Mux(early, plane_unit, unit)
+            codes = m.submodules[f"code_store{suffix}"] = memory.Memory(shape=8 * config.beat_bytes, depth=config.store_beats, init=[])
             store = codes.write_port(granularity=8 * config.vector_lanes)
             scale = Signal(32, name=f"activation_scale{suffix}", reset_less=True)
             m.d.comb += [
-                store.addr.eq(place),
+                store.addr.eq(where),
                 store.data.eq(payload.codes.as_value().replicate(units)),
-                store.en.eq(Mux(taken & mine, 1 << unit, 0)),
+                store.en.eq(Mux(taken & mine, 1 << which, 0)),
             ]
             with m.If(taken & mine):
                 m.d.sync += scale.eq(payload.scale)
             fetches.append(codes.read_port())
             scales.append(scale)
         m.d.comb += self.codes.ready.eq(idle)
+        return fetches, scales
+
+    def _place(self, m: Module, name: str, first: int, taken: Value) -> tuple[Signal, Signal]:
+        """Unit of the beat and beat of the store for the next codes of a row that begins at unit ``first``."""
+        units = self._config.beat_bytes // self._config.vector_lanes
+        unit, place = Signal(range(units), init=first, name=f"{name}unit"), Signal(range(self._config.store_beats), name=f"{name}place")
         with m.If(taken):
-            with m.If(payload.last):
-                m.d.sync += [unit.eq(config.scale_units), place.eq(0)]
+            with m.If(self.codes.payload.last):
+                m.d.sync += [unit.eq(first), place.eq(0)]
             with m.Elif(unit == units - 1):
                 m.d.sync += [unit.eq(0), place.eq(place + 1)]
             with m.Else():
                 m.d.sync += unit.eq(unit + 1)
-        return fetches, scales
+        return unit, place
 
     def _turns(self, m: Module, dot: _Dot, complete: Value) -> Value:
         """The lanes' sums of a row, one per clock from the clock after ``complete``; a row has at least as many beats as there are lanes."""

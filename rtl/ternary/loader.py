@@ -5,10 +5,11 @@ from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra.hls_models.ternary.isa import LoadMode, Unit
+from lutra.hls_models.ternary.isa import LoadMode, LoadTarget, Unit
 from lutra.hls_models.ternary.loader import JOBS_AHEAD, PARAM_BITS, LoaderConfig
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.dispatch import unit_layout
+from lutra.rtl.ternary.head_planes import listed_layout
 from lutra.rtl.ternary.loader_issue import EMBED, HEAD, JOB, KV, REQUEST, ROWS, WEIGHTS, Issue, kind_of
 from lutra.rtl.ternary.loader_tiles import TileWalker
 
@@ -16,10 +17,11 @@ __all__ = ["Loader", "kv_layout"]
 
 
 class _Plan(wiring.Component):
-    """Turns an instruction into jobs: one, or one per token in modes TOKEN and POSITION, one per tile in mode TILES. ``room``: one more may start."""
+    """Turns an instruction into jobs: one, or one per token in modes TOKEN and POSITION, one per tile in mode TILES; of a table in two planes one per segment
+    and low row. ``room``: one more may start."""
 
     def __init__(self, config: LoaderConfig) -> None:
-        self._kv = config.kv
+        self._kv, self._planes = config.kv, config.planes
         super().__init__(
             {
                 "room": In(1),
@@ -27,6 +29,7 @@ class _Plan(wiring.Component):
                 "id_request": Out(stream.Signature(16)),
                 "id": In(stream.Signature(20)),
                 "job": Out(stream.Signature(JOB)),
+                **({"rescore": In(stream.Signature(listed_layout(config.planes)))} if config.planes else {}),
             }
         )
 
@@ -47,6 +50,11 @@ class _Plan(wiring.Component):
             job.last.eq(single | (left == 1)),
             self.id_request.payload.eq(position),
         ]
+        by_list, list_end, first, final = Signal(), Signal(), Signal(), Signal()
+        if self._planes is not None:
+            # Next high plane, beats of high planes to come, low rows of the last one.
+            high, high_left, low = Signal(32, reset_less=True), Signal(24, reset_less=True), Signal(32, reset_less=True)
+            m.d.comb += job.last.eq(Mux(target == LoadTarget.PLANES, by_list & list_end & final, single | (left == 1)))
         if self._kv is not None:
             m.submodules.tiles = tiles = TileWalker(self._kv)
             m.d.comb += [
@@ -79,6 +87,10 @@ class _Plan(wiring.Component):
                             m.next = "TILES"
                     with m.Default():
                         m.next = "JOB"
+                if self._planes is not None:
+                    m.d.sync += [by_list.eq(0), high.eq(instr.address), high_left.eq(instr.beats), first.eq(1), final.eq(0)]
+                    with m.If(self.instr.valid & self.room & (instr.target == LoadTarget.PLANES)):
+                        m.next = "SEGMENT"
             with m.State("ASK"):
                 m.d.comb += self.id_request.valid.eq(1)
                 with m.If(self.id_request.ready):
@@ -102,6 +114,33 @@ class _Plan(wiring.Component):
                         m.next = "IDLE"
                     with m.Elif(by_token):
                         m.next = "ASK"
+                    if self._planes is not None:
+                        with m.If(by_list & ~job.last):
+                            m.next = "LIST"
+                            with m.If(list_end):
+                                m.d.sync += [base.eq(low), final.eq(high_left == 0)]
+                                with m.If(high_left != 0):
+                                    m.next = "SEGMENT"
+            if self._planes is not None:
+                segment_beats = self._planes.high_beats(self._planes.segment)
+                with m.State("SEGMENT"):
+                    m.d.sync += [by_list.eq(0), address.eq(high), beats.eq(Mux(high_left > segment_beats, segment_beats, high_left))]
+                    m.next = "HIGH"
+                with m.State("HIGH"):
+                    m.d.comb += self.job.valid.eq(1)
+                    with m.If(self.job.ready):
+                        # The list that follows is that of the segment before, and of the first one if that is all.
+                        only = first & (high_left == beats)
+                        m.d.sync += [high.eq(high + self._planes.stride), high_left.eq(high_left - beats), first.eq(0), final.eq(only)]
+                        m.d.sync += [low.eq(address + beats), base.eq(Mux(only, address + beats, low)), beats.eq(self._planes.row_beats), by_list.eq(1)]
+                        m.next = "LIST"
+                        with m.If(first & ~only):
+                            m.next = "SEGMENT"
+                with m.State("LIST"):
+                    m.d.comb += self.rescore.ready.eq(1)
+                    m.d.sync += [index.eq(self.rescore.payload.index), list_end.eq(self.rescore.payload.last)]
+                    with m.If(self.rescore.valid):
+                        m.next = "MULTIPLY"
             if self._kv is not None:
                 with m.State("TILES"):
                     m.d.comb += [self.job.valid.eq(tiles.valid), tiles.take.eq(self.job.ready & tiles.valid)]
@@ -242,6 +281,7 @@ class Loader(wiring.Component):
     -------
     instr : ``In(stream)`` of the LOADER's fields, tokens, position; offered once its semaphores are satisfied.
     read, data : bursts {address, beats} out, beats back in order; ``data.ready`` is always 1.
+    rescore : ``In(stream)`` of {index, last}: low rows of a table in two planes that HEAD wants.
     id_request, id : index in the context out, token id back (mode TOKEN).
     weights : ``Out(stream)``; ``ready`` is not looked at, the credit has reserved the room.
     params, rope : ``Out(stream)`` of rows of V values of 24 bits, lowest lane first.
@@ -276,6 +316,7 @@ class Loader(wiring.Component):
                 "params_freed": In(freed),
                 "rope_freed": In(freed),
                 "done": Out(stream.Signature(1)),
+                **({"rescore": In(stream.Signature(listed_layout(config.planes)))} if config.planes else {}),
             }
         )
 
@@ -309,6 +350,8 @@ class Loader(wiring.Component):
             (finish.done, self.done),
         ):
             wiring.connect(m, port, wiring.flipped(own))
+        if config.planes is not None:
+            wiring.connect(m, plan.rescore, wiring.flipped(self.rescore))
         if config.pipelined:
             m.submodules.jobs = jobs = Queue(shape=JOB, depth=JOBS_AHEAD)
             wiring.connect(m, plan.job, jobs.input)

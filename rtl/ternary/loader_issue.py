@@ -12,7 +12,7 @@ __all__ = ["EMBED", "HEAD", "JOB", "KV", "REQUEST", "ROWS", "WEIGHTS", "Issue", 
 
 WEIGHTS, ROWS, EMBED, HEAD, KV = range(5)
 """Kinds of data: where a beat goes, and whose room its request takes."""
-KINDS = {target: kind for target, kind in zip(LoadTarget, (WEIGHTS, ROWS, ROWS, EMBED, HEAD, KV), strict=True)}
+KINDS = {target: kind for target, kind in zip(LoadTarget, (WEIGHTS, ROWS, ROWS, EMBED, HEAD, KV, HEAD), strict=True)}
 
 JOB = data.StructLayout({"target": 3, "address": 32, "beats": 24, "rows": 16, "value": 1, "last": 1})
 """Consecutive beats to fetch, ``rows`` rows in them; ``value``: a tile of values, not keys; ``last``: of its instruction."""

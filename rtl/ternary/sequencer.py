@@ -94,7 +94,9 @@ class Sequencer(wiring.Component):
         opcode_bits, when_bits = COMMON_FIELDS[0].bits, COMMON_FIELDS[1].bits
         opcode = fetch.data[:opcode_bits]
         when = fetch.data[opcode_bits : opcode_bits + when_bits]
-        wanted = (when == When.ALWAYS) | (when == Mux(last, When.LAST, When.NOT_LAST))
+        one = Signal()  # from FETCH on
+        m.d.sync += one.eq(tokens == 1)
+        wanted = (when == When.ALWAYS) | Mux(last, (when == When.LAST) | (when == Mux(one, When.LAST_ONE, When.LAST_MANY)), when == When.NOT_LAST)
         m.d.comb += [
             self.push.payload.word.eq(fetch.data),
             self.push.payload.tokens.eq(tokens),
