@@ -12,7 +12,7 @@ from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.head import HeadConfig, HeadInstruction, HeadStimulus
 from lutra.hls_models.ternary.planes import Lists, PlanesConfig
 
-__all__ = ["Case", "case", "compare_case", "configurations", "play", "trace"]
+__all__ = ["Case", "case", "compare_case", "configurations", "listed", "play", "trace"]
 
 Words = NDArray[np.uint32]
 
@@ -98,7 +98,7 @@ def _factors(rng: np.random.Generator, count: int) -> Words:
     return np.where(rng.random(count) < rng.choice([0, 0.2]), rng.choice(special, count), values).astype(np.uint32)
 
 
-def _listed(planes: PlanesConfig, lists: Lists) -> Words:
+def listed(planes: PlanesConfig, lists: Lists) -> Words:
     """Words of ``rescore``."""
     last = np.concatenate([np.arange(len(one)) == len(one) - 1 for one in lists])
     return pack((np.concatenate(lists), max(1, (planes.segment - 1).bit_length())), (last, 1))
@@ -131,7 +131,7 @@ def case(config: HeadConfig, rng: np.random.Generator, instructions: int = 3) ->
             packed = np.concatenate(list(config.planes.pack(iter([(table_codes, table_scales)])))).reshape(-1, config.beat_bytes)
             places, sizes, _ = config.planes.jobs(vocabulary, lists)
             beat_rows = np.concatenate([packed[place : place + size] for place, size in zip(places, sizes, strict=True)])
-            payloads["rescore"].append(_listed(config.planes, lists))
+            payloads["rescore"].append(listed(config.planes, lists))
         else:
             table = config.pack_table(table_codes, table_scales.view("<f4"))
             chosen = [config.choose(one) for one in config.scores(codes, *config.unpack_table(table))]

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from lutra.hls_models.ternary.kv_layout import KvLayout, KvTile
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load, LoaderConfig
 from lutra.hls_models.ternary.loader_cycles import LoaderStimulus, loader_cycles
 from lutra.hls_models.ternary.memory import MemoryTiming
+from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.rtl.ternary.head import Head
 from lutra.rtl.ternary.loader import Loader
 
@@ -82,11 +84,11 @@ def _shared(rng: np.random.Generator, burst: int) -> LoaderConfig:
     beat, head_dim = (beat, 16 * int(rng.integers(ports, ports + 3))) if ports != 3 else (48, 96)
     while key_tile * head_dim % beat:
         head_dim += 16
-    rows = burst * (beat // (3 * lanes))
+    rows, hidden = burst * (beat // (3 * lanes)), lanes * int(rng.integers(1, 24))
     return LoaderConfig(
         beat_bytes=beat,
         vector_lanes=lanes,
-        hidden=lanes * int(rng.integers(1, 24)),
+        hidden=hidden,
         row_beats=row_beats,
         ring_rows=-(-(burst - 1) // row_beats) + int(rng.integers(1, 40)),
         params_rows=int(rng.integers(rows, rows + 200)),
@@ -96,6 +98,7 @@ def _shared(rng: np.random.Generator, burst: int) -> LoaderConfig:
         head_beats=int(rng.choice([2, burst + 1, 4 * burst])),
         outstanding=int(rng.integers(1, 10)),
         burst_beats=burst,
+        planes=PlanesConfig(beat_bytes=beat, hidden=hidden, segment=beat // 4) if ports != 3 else None,
         kv=KvLayout(
             beat_bytes=beat,
             layers=1,
@@ -113,13 +116,18 @@ def loads(config: LoaderConfig, rng: np.random.Generator, count: int) -> list[Lo
     """Loads of every target and mode, one beat to some forty, or to some bursts."""
     found = []
     for _ in range(count):
-        target, mode = LoadTarget(int(rng.integers(5 if config.kv is None else 6))), LoadMode(int(rng.integers(3)))
+        target, mode = LoadTarget(int(rng.integers(5 if config.kv is None else 6 if config.planes is None else 7))), LoadMode(int(rng.integers(3)))
         tokens, position, serial = int(rng.integers(1, 5)), int(rng.integers(1 << 16)), int(rng.integers(2))
         if target == LoadTarget.KV:
             assert config.kv is not None
             tokens = min(tokens, config.kv.context)
             position = int(rng.integers(config.kv.context - tokens + 1))
             found.append(Load(target, LoadMode.TILES, int(rng.integers(1 << 31)), 0, 0, tokens, position, serial))
+            continue
+        if target == LoadTarget.PLANES:
+            assert config.planes is not None
+            beats = config.planes.high_beats(int(rng.integers(1, 3 * config.planes.segment)))
+            found.append(Load(target, LoadMode.DIRECT, int(rng.integers(1 << 31)), beats, 0, tokens, position, serial))
             continue
         size = int(rng.choice([1, 2, int(rng.integers(1, 40 + 3 * config.burst_beats))])) if mode == LoadMode.DIRECT else int(rng.integers(1, 8))
         rows = 0
@@ -156,25 +164,30 @@ def _delays(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
 def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12, memory: MemoryTiming | None = None) -> Case:
     """Random loads with random memory, latencies, holding times of the rings, and stalls; or with the beats of a ``memory`` in its time."""
     todo = loads(config, rng, instructions)
-    ids = [rng.integers(0, 1 << 20, load.tokens) if load.mode == LoadMode.TOKEN else None for load in todo]
-    addresses = [config.addresses(load, one) for load, one in zip(todo, ids, strict=True)]
+    ids = [_ids(config, load, rng) for load in todo]
+    jobs = [config.plane_jobs(load, one)[:2] if load.target == LoadTarget.PLANES else config.jobs(load, one) for load, one in zip(todo, ids, strict=True)]
+    addresses = [(np.repeat(first - (np.cumsum(beats) - beats), beats) + np.arange(beats.sum())) & 0xFFFFFFFF for first, beats in jobs]
     contents = [rng.integers(0, 256, (len(one), config.beat_bytes), dtype=np.uint8) for one in addresses]
     stimulus = LoaderStimulus(
         instr=np.cumsum(rng.integers(0, rng.choice([1, 10, 60]), instructions)),
         id=_delays(rng, 100),
         data=_delays(rng, 1000),
+        rescore=_delays(rng, 1000),
         freed={name: _delays(rng, 1000) for name in ("weights", "params", "rope", "k", "v")},
         ready={name: trace(rng) for name in ("read", "id_request", "params", "rope", "embed", "head", "done")},
         memory=memory.read if memory else None,
     )
     times = loader_cycles(config, todo, stimulus, ids)
     words: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("instr", "data", "read", "id_request", "id", *(t.name.lower() for t in LoadTarget))}
-    for load, one, where, beats in zip(todo, ids, addresses, contents, strict=True):
+    for load, one, pieces, where, beats in zip(todo, ids, jobs, addresses, contents, strict=True):
         words["instr"].append(pack(*((np.array([getattr(load, f.name)]), f.bits) for f in UNIT_FIELDS[Unit.LOADER] + PASS_FIELDS)))
         words["data"].append(pack((beats, 8)))
-        sizes = np.concatenate([config.bursts(load.target, int(address), int(count)) for address, count in zip(*config.jobs(load, one), strict=True)])
+        sizes = np.concatenate([config.bursts(load.target, int(address), int(count)) for address, count in zip(*pieces, strict=True)])
         words["read"].append(pack((where[np.cumsum(sizes) - sizes], 32), (sizes, 9)))
-        if one is not None:
+        if load.target == LoadTarget.PLANES:
+            assert config.planes is not None
+            words.setdefault("rescore", []).append(head.listed(config.planes, one))
+        elif one is not None:
             words["id"].append(pack((one, 20)))
             words["id_request"].append(pack(((load.position + np.arange(load.tokens)) & 0xFFFF, 16)))
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
@@ -187,13 +200,22 @@ def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12,
             payload = np.concatenate([_tile(tile, part) for tile, part in _parts(config.tiles(load), beats)])
         else:
             payload = pack((beats, 8))
-        words[load.target.name.lower()].append(payload)
+        words["head" if load.target == LoadTarget.PLANES else load.target.name.lower()].append(payload)
     zeros = {name: [np.zeros((len(times[name]), 1), np.uint32)] for name in times if name == "done" or name.endswith("_freed")}
     joined = {name: np.concatenate(parts) if parts else np.zeros((0, 1), np.uint32) for name, parts in (words | zeros).items()}
     # What answers a cause is offered when the model says that it is taken: before that, its cause may not have come.
-    inputs = {name: Stimulus(joined[name], times[name]) for name in times if name in ("id", "data") or name.endswith("_freed") if len(times[name])}
+    inputs = {name: Stimulus(joined[name], times[name]) for name in times if name in ("id", "data", "rescore") or name.endswith("_freed") if len(times[name])}
     return Case(
         stimuli=inputs | {"instr": Stimulus(joined["instr"], stimulus.instr)},
         ready=dict(stimulus.ready),
-        expected={name: (joined[name], cycles) for name, cycles in times.items()},
+        expected={name: (joined.get(name, np.zeros((0, 1), np.uint32)), cycles) for name, cycles in times.items()},
     )
+
+
+def _ids(config: LoaderConfig, load: Load, rng: np.random.Generator) -> Any:
+    """Tokens of mode TOKEN, lists of PLANES."""
+    if load.target != LoadTarget.PLANES:
+        return rng.integers(0, 1 << 20, load.tokens) if load.mode == LoadMode.TOKEN else None
+    assert config.planes is not None
+    rows, rate = config.plane_rows(load), rng.random()
+    return [np.union1d(np.flatnonzero(rng.random(count) < rate), rng.integers(count)) for count in config.planes.segments(rows)]

@@ -237,11 +237,15 @@ class LoaderConfig(Config):
     def plane_jobs(self, load: Load, lists: Lists) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """As ``jobs``, of a table in two planes, with the list that each job stands in, -1 for a high plane."""
         assert self.planes is not None  # ``check`` refuses it
-        # ``beats`` are those of the high planes: whole segments, and what is left.
+        first, beats, listed = self.planes.jobs(self.plane_rows(load), lists)
+        return (first + load.address) & 0xFFFFFFFF, beats, listed
+
+    def plane_rows(self, load: Load) -> int:
+        """Rows of a table in two planes, the beats of whose high planes are the load's: whole segments, and what is left."""
+        assert self.planes is not None  # ``check`` refuses it
         whole, rest = divmod(load.beats, self.planes.high_beats(self.planes.segment))
         rest -= -(-rest // (1 + self.planes.block * self.planes.row_beats))
-        first, beats, listed = self.planes.jobs(whole * self.planes.segment + rest // self.planes.row_beats, lists)
-        return first + load.address, beats, listed
+        return whole * self.planes.segment + rest // self.planes.row_beats
 
     def steps(self, load: Load) -> NDArray[np.int64]:
         """Clocks (jobs,) from the clock in which a job is taken until the next one is there, besides what TOKEN waits for an id."""

@@ -6,13 +6,15 @@ The times are those of ``lutra.hls_models.ternary.loader``; ``loader_timing`` an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.hls_models.streams import Ready
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
-from lutra.hls_models.ternary.loader import JOBS_AHEAD, QUEUE_LATENCY, TILES_START, Load, LoaderConfig
+from lutra.hls_models.ternary.loader import JOBS_AHEAD, LISTED, QUEUE_LATENCY, SEGMENT_STEP, TILES_START, Load, LoaderConfig
+from lutra.hls_models.ternary.planes import Lists
 
 __all__ = ["LoaderStimulus", "loader_cycles"]
 
@@ -29,6 +31,8 @@ class LoaderStimulus:
         Earliest cycle of each instruction.
     id, data
         Clocks beyond 1 from a request's handshake to the earliest cycle of each beat of its response.
+    rescore
+        Clocks beyond 1 from the last beat of a segment's high plane on ``head`` to the earliest cycle of each row of its list.
     freed
         Per credit (weights, params, rope, k, v), clocks beyond 1 from a row's (a tile's) delivery to the earliest cycle of its ``*_freed`` beat.
     ready
@@ -40,13 +44,16 @@ class LoaderStimulus:
     instr: Cycles
     id: Cycles = field(default_factory=lambda: np.zeros(0, np.int64))
     data: Cycles = field(default_factory=lambda: np.zeros(0, np.int64))
+    rescore: Cycles = field(default_factory=lambda: np.zeros(0, np.int64))
     freed: Mapping[str, Cycles] = field(default_factory=dict)
     ready: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     memory: Callable[[int, int], Cycles] | None = None
 
 
-def loader_cycles(config: LoaderConfig, loads: Sequence[Load], stimulus: LoaderStimulus, ids: Sequence[Cycles | None] | None = None) -> dict[str, Cycles]:
-    """Handshake cycles (beats,) of every port by name; ``ids``: per load the tokens of mode TOKEN, where bursts depend on them."""
+def loader_cycles(
+    config: LoaderConfig, loads: Sequence[Load], stimulus: LoaderStimulus, ids: Sequence[Cycles | Lists | None] | None = None
+) -> dict[str, Cycles]:
+    """Handshake cycles (beats,) of every port by name; ``ids``: per load the tokens of mode TOKEN, where bursts depend on them, the lists of PLANES."""
     return _Simulation(config, stimulus).run(loads, ids or [None] * len(loads))
 
 
@@ -60,7 +67,7 @@ class _Simulation:
     def __init__(self, config: LoaderConfig, stimulus: LoaderStimulus) -> None:
         self.config, self.stimulus = config, stimulus
         self.ready = {name: Ready(stimulus.ready.get(name)) for name in self.OUTPUTS}
-        inputs = ("instr", "id", "data", *(f"{name}_freed" for name in self.CREDITS), "weights", "kv")
+        inputs = ("instr", "id", "data", *(f"{name}_freed" for name in self.CREDITS), "weights", "kv", *(["rescore"] if config.planes else []))
         self.times: dict[str, list[int]] = {name: [] for name in (*inputs, *self.OUTPUTS)}
         self.bursts: list[int] = []  # last data beat of each
         self.pops: dict[str, list[int]] = {"rows": [], "embed": [], "head": []}
@@ -72,7 +79,7 @@ class _Simulation:
         self.weight_beats = 0
         self.jobs = [-1] * JOBS_AHEAD  # taken
 
-    def run(self, loads: Sequence[Load], ids: Sequence[Cycles | None]) -> dict[str, Cycles]:
+    def run(self, loads: Sequence[Load], ids: Sequence[Any]) -> dict[str, Cycles]:
         finishes: list[int] = []  # cycles in which the done register is loaded
         planned, issued = 0, -1  # plan is idle again; last fire of the job before
         for k, (load, tokens) in enumerate(zip(loads, ids, strict=True)):
@@ -81,6 +88,11 @@ class _Simulation:
             if k >= self.config.instructions:
                 start = max(start, finishes[k - self.config.instructions] + 1)
             self.times["instr"].append(start)
+            if load.target == LoadTarget.PLANES:
+                job, issued = self._planes(load, tokens, start, issued)
+                planned = job + 1
+                finishes.append(self._done(finishes, k))
+                continue
             counts = self.config.counts(load)
             if load.mode == LoadMode.TOKEN and tokens is None:
                 tokens = np.zeros(load.tokens, np.int64)
@@ -99,10 +111,32 @@ class _Simulation:
                 if values:
                     self._freed("v" if values[j] else "k")
             planned = job + 1
-            finish = max(self.ended + 1, self.times["done"][-1] if k else 0)
-            finishes.append(finish)
-            self.times["done"].append(self._take("done", finish + 1))
+            finishes.append(self._done(finishes, k))
         return {name: np.array(cycles, np.int64) for name, cycles in self.times.items()}
+
+    def _done(self, finishes: list[int], k: int) -> int:
+        """Load ``k`` is delivered."""
+        finish = max(self.ended + 1, self.times["done"][-1] if k else 0)
+        self.times["done"].append(self._take("done", finish + 1))
+        return finish
+
+    def _planes(self, load: Load, lists: Lists, start: int, issued: int) -> tuple[int, int]:
+        """A table in two planes: when its last job was taken, its last fire."""
+        through: list[int] = []  # high planes
+        job = start
+        for address, beats, low in zip(*(part.tolist() for part in self.config.plane_jobs(load, lists)), strict=True):
+            if low < 0:
+                valid = job + SEGMENT_STEP
+            else:
+                offered = max(through[low] + 1 + _at(self.stimulus.rescore, len(self.times["rescore"])), job + 1, self._last("rescore") + 1)
+                self.times["rescore"].append(offered)
+                valid = offered + LISTED
+            job, issued = self._taken(valid, issued)
+            for size in self.config.bursts(load.target, address, beats).tolist():
+                issued = self._burst(LoadTarget.HEAD, [1] * size, issued, None)
+            if low < 0:
+                through.append(self._last("head"))
+        return job, issued
 
     def _take(self, port: str, offered: int) -> int:
         return int(self.ready[port].next_ready(offered))

@@ -42,7 +42,8 @@ def _level(m: Module, values: list[Value], name: str) -> list[Value]:
 class _Dot(wiring.Component):
     """B multiply-accumulates per clock and token lane: codes (the code memories' outputs) times a table beat, summed over the beats of a row.
 
-    Lanes 2 and 3 take ``other``, if there is one. Takes operands in every clock in which ``valid`` is 1; ``latency`` from operands to ``dots``: multiply, tree levels, accumulate. ``first`` starts a sum.
+    Lanes 2 and 3 take ``other``, if there is one. Takes operands in every clock in which ``valid`` is 1; ``latency`` from operands to ``dots``: multiply, tree
+    levels, accumulate. ``first`` starts a sum.
     """
 
     def __init__(self, config: HeadConfig) -> None:
