@@ -112,7 +112,7 @@ def test_fast_timing_equals_the_full_one(config: LoaderConfig, rng: np.random.Ge
     expected = loader_cycles(config, todo, LoaderStimulus(instr=offers, data=np.array([latency - 1]), id=np.array([2]), freed=freed, ready=ready))
 
     timing = LoaderTiming(config, latency, id_latency=3)
-    got: dict[str, list[np.ndarray]] = {name: [] for name in ("instr", "read", *(target.name.lower() for target in LoadTarget))}
+    got: dict[str, list[np.ndarray]] = {name: [] for name in ("instr", "read", *(target.name.lower() for target in LoadTarget if target != LoadTarget.PLANES))}
     last = dict.fromkeys(LoadTarget, -1)
     for load, offer in zip(todo, offers, strict=True):
         name = load.target.name.lower()
@@ -154,7 +154,10 @@ def test_shared_timing_equals_the_full_one(config: LoaderConfig, memory: str, wr
     ready = {name: rng.random(3000) < 0.5 for name in ("embed", "head")}
     offers = np.cumsum(rng.integers(0, 100, len(todo)))
     freed = {name: np.array([clocks]) for name, clocks in hold.items()}
-    expected = loader_cycles(config, todo, LoaderStimulus(instr=offers, id=np.array([2]), freed=freed, ready=ready, memory=one.read))
+    lists = [loader.ids(config, load, rng) if load.target == LoadTarget.PLANES else None for load in todo]
+    wait = int(rng.integers(30))
+    stimulus = LoaderStimulus(instr=offers, id=np.array([2]), freed=freed, ready=ready, memory=one.read, rescore=np.array([wait]))
+    expected = loader_cycles(config, todo, stimulus, lists)
 
     timing, last = SharedLoaderTiming(config, other, id_latency=3), dict.fromkeys((*hold, "embed", "head"), -1)
     got: dict[str, list[np.ndarray]] = {name: [] for name in ("instr", "params", "rope", "embed", "head")}
@@ -166,15 +169,19 @@ def test_shared_timing_equals_the_full_one(config: LoaderConfig, memory: str, wr
         last[name] = int(taken[-1])
         return taken[None]
 
-    for load, offer in zip(todo, offers, strict=True):
-        name = load.target.name.lower()
-        got["instr"].append(timing.start(load, offer))
+    for load, offer, listed in zip(todo, offers, lists, strict=True):
+        name = "head" if load.target == LoadTarget.PLANES else load.target.name.lower()
+        got["instr"].append(timing.start(load, offer, listed))
         if load.target == LoadTarget.KV:
             for one_tile in config.tiles(load):
                 half = "v" if one_tile.value else "k"
                 end = int(timing.tile(halves[half].pop(0))[-1])
                 last[half] = max(end + 1 + hold[half], last[half] + 1)
                 halves[half].append(last[half])
+        elif load.target == LoadTarget.PLANES:
+            counts = [len(one) for one in listed]
+            moved = timing.planes(accept, lambda segment, end, counts=counts: np.full(counts[segment], end + 1 + wait))  # type: ignore[misc]
+            got[name].append(moved.taken[0])
         elif load.target in (LoadTarget.EMBED, LoadTarget.HEAD):
             got[name].append(timing.deliver(accept).taken[0])
         else:

@@ -21,7 +21,7 @@ from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.rtl.ternary.head import Head
 from lutra.rtl.ternary.loader import Loader
 
-__all__ = ["bench", "case", "configurations", "loads"]
+__all__ = ["bench", "case", "configurations", "ids", "loads"]
 
 
 @cache
@@ -164,8 +164,8 @@ def _delays(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
 def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12, memory: MemoryTiming | None = None) -> Case:
     """Random loads with random memory, latencies, holding times of the rings, and stalls; or with the beats of a ``memory`` in its time."""
     todo = loads(config, rng, instructions)
-    ids = [_ids(config, load, rng) for load in todo]
-    jobs = [config.plane_jobs(load, one)[:2] if load.target == LoadTarget.PLANES else config.jobs(load, one) for load, one in zip(todo, ids, strict=True)]
+    tokens = [ids(config, load, rng) for load in todo]
+    jobs = [config.plane_jobs(load, one)[:2] if load.target == LoadTarget.PLANES else config.jobs(load, one) for load, one in zip(todo, tokens, strict=True)]
     addresses = [(np.repeat(first - (np.cumsum(beats) - beats), beats) + np.arange(beats.sum())) & 0xFFFFFFFF for first, beats in jobs]
     contents = [rng.integers(0, 256, (len(one), config.beat_bytes), dtype=np.uint8) for one in addresses]
     stimulus = LoaderStimulus(
@@ -177,9 +177,9 @@ def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12,
         ready={name: trace(rng) for name in ("read", "id_request", "params", "rope", "embed", "head", "done")},
         memory=memory.read if memory else None,
     )
-    times = loader_cycles(config, todo, stimulus, ids)
+    times = loader_cycles(config, todo, stimulus, tokens)
     words: dict[str, list[NDArray[np.uint32]]] = {name: [] for name in ("instr", "data", "read", "id_request", "id", *(t.name.lower() for t in LoadTarget))}
-    for load, one, pieces, where, beats in zip(todo, ids, jobs, addresses, contents, strict=True):
+    for load, one, pieces, where, beats in zip(todo, tokens, jobs, addresses, contents, strict=True):
         words["instr"].append(pack(*((np.array([getattr(load, f.name)]), f.bits) for f in UNIT_FIELDS[Unit.LOADER] + PASS_FIELDS)))
         words["data"].append(pack((beats, 8)))
         sizes = np.concatenate([config.bursts(load.target, int(address), int(count)) for address, count in zip(*pieces, strict=True)])
@@ -212,7 +212,7 @@ def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12,
     )
 
 
-def _ids(config: LoaderConfig, load: Load, rng: np.random.Generator) -> Any:
+def ids(config: LoaderConfig, load: Load, rng: np.random.Generator) -> Any:
     """Tokens of mode TOKEN, lists of PLANES."""
     if load.target != LoadTarget.PLANES:
         return rng.integers(0, 1 << 20, load.tokens) if load.mode == LoadMode.TOKEN else None

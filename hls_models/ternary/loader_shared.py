@@ -6,15 +6,17 @@ a few comparisons; where a refresh, a rate or a write comes between, the memory 
 """
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lutra.hls_models.ternary.isa import LoadMode, LoadTarget
-from lutra.hls_models.ternary.loader import JOBS_AHEAD, QUEUE_LATENCY, TILES_START, Load, LoaderConfig
+from lutra.hls_models.ternary.loader import JOBS_AHEAD, LISTED, QUEUE_LATENCY, SEGMENT_STEP, TILES_START, Load, LoaderConfig
 from lutra.hls_models.ternary.loader_timing import Accept, Credits, Moved, spaced
 from lutra.hls_models.ternary.memory import DELIVER, REQUEST, MemoryTiming
+from lutra.hls_models.ternary.planes import Lists
 from lutra.hls_models.ternary.repetition import Moments
 
 __all__ = ["SharedLoaderTiming"]
@@ -98,6 +100,7 @@ class SharedLoaderTiming:
         self._credits = {target: Credits(np.full(room, -1)) for target, room in rooms.items()}
         self._queues = {LoadTarget.EMBED: _Queue(config.embed_beats), LoadTarget.HEAD: _Queue(config.head_beats)}
         self._queues[LoadTarget.PARAMS] = self._queues[LoadTarget.ROPE] = _Queue(config.rows_beats)
+        self._queues[LoadTarget.PLANES] = self._queues[LoadTarget.HEAD]
         self._flight = deque([-1] * config.outstanding)  # last data of the bursts before
         self._waiting = deque([-1] * JOBS_AHEAD)  # when the jobs before were taken
         self._clocks = config.fire_clocks
@@ -110,10 +113,12 @@ class SharedLoaderTiming:
         self.done: list[Cycles] = []
         """Handshake (1,) of ``done`` per load that is finished."""
         self.streams: dict[str, list[Cycles]] = defaultdict(list)
-        """Handshakes (beats,) of ``read``, ``data``, ``weights``, ``kv`` in pieces (only in detail)."""
+        """Handshakes (beats,) of ``read``, ``data``, ``weights``, ``kv``, ``rescore`` in pieces (only in detail)."""
+        self._lows: list[int] = []  # of a table in two planes: the list that each job stands in
+        self._asked = -1  # last row of a list
 
-    def start(self, load: Load, not_before: ArrayLike) -> Cycles:
-        """Handshake (1,) of the instruction, offered from ``not_before`` (1,) on, once the load before it is delivered."""
+    def start(self, load: Load, not_before: ArrayLike, lists: Lists | None = None) -> Cycles:
+        """Handshake (1,) of the instruction, offered from ``not_before`` (1,) on, once the load before it is delivered; ``lists``: of a table in two planes."""
         if load.mode == LoadMode.TOKEN and load.target != LoadTarget.EMBED:
             raise ValueError(f"target must be EMBED in mode TOKEN, whose bursts must not depend on the token, not {load.target.name}")
         self.config.check(load)
@@ -121,11 +126,19 @@ class SharedLoaderTiming:
         if len(self.done) >= self.config.instructions:
             start = max(start, int(self.done[-self.config.instructions][0]))
         self._load, self._next, self._job = load, 0, 0
-        address, beats = self._jobs(load)
+        if load.target == LoadTarget.PLANES:
+            assert lists is not None  # a caller's slip
+            address, beats, lows = self.config.plane_jobs(load, lists)
+            self._lows = lows.tolist()
+        else:
+            address, beats = self._jobs(load)
         firsts = [0, *np.cumsum(self.config.job_bursts(load.target, address, beats)).tolist()]
-        self._plan = _Plan(self.config.bursts(load.target, address, beats).tolist(), firsts, self.config.steps(load).tolist())
+        steps = np.zeros(len(beats), np.int64) if load.target == LoadTarget.PLANES else self.config.steps(load)
+        self._plan = _Plan(self.config.bursts(load.target, address, beats).tolist(), firsts, steps.tolist())
         self.remaining = int(beats.sum())
-        self._valid = start + {LoadMode.POSITION: 3, LoadMode.TILES: TILES_START}.get(load.mode, 1)
+        self._valid = (
+            start + SEGMENT_STEP if load.target == LoadTarget.PLANES else start + {LoadMode.POSITION: 3, LoadMode.TILES: TILES_START}.get(load.mode, 1)
+        )
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE, LoadTarget.EMBED):
             self._counts = self.config.counts(load)
         return np.array([start])
@@ -231,12 +244,43 @@ class SharedLoaderTiming:
         """The rest of an EMBED or HEAD load; ``accept`` as for ``LoaderTiming``, with cycles (1, beats)."""
         fires: list[Cycles] = []
         taken: list[Cycles] = []
-        embed, queue = self._load.target == LoadTarget.EMBED, self._queues[self._load.target]
         while self.remaining:
-            if self._next == self._plan.firsts[self._job]:
-                self._begin_job()
+            self._begin_job()
+            self._deliver(accept, fires, taken)
+        self.finish(taken[-1][..., -1])
+        return Moved(_joined(fires), _joined(taken))
+
+    def planes(self, accept: Accept, listed: Callable[[int, int], Cycles]) -> Moved:
+        """A table in two planes, whole; ``accept`` as for ``deliver``, ``listed`` gives the clocks from which the rows of a segment's list are offered, of the
+        segment and the handshake of its high plane's last beat."""
+        fires: list[Cycles] = []
+        taken: list[Cycles] = []
+        offered: deque[int] = deque()
+        asked, segment = [], 0
+        for number, low in enumerate(self._lows):
+            left = self._planned - 1
+            if low >= 0:
+                self._asked = max(offered.popleft(), left + 1, self._asked + 1)
+                asked.append(self._asked)
+                self._valid = self._asked + LISTED
+            elif number:
+                self._valid = left + SEGMENT_STEP
+            self._begin_job()
+            self._deliver(accept, fires, taken)
+            if low < 0:
+                offered.extend(listed(segment, int(taken[-1][0, -1])).tolist())
+                segment += 1
+        if self.detail:
+            self.streams["rescore"].append(np.array(asked))
+        self.finish(taken[-1][..., -1])
+        return Moved(_joined(fires), _joined(taken))
+
+    def _deliver(self, accept: Accept, fires: list[Cycles], taken: list[Cycles]) -> None:
+        """The present job of a load that leaves through a queue which its consumer stalls."""
+        embed, queue, end = self._load.target == LoadTarget.EMBED, self._queues[self._load.target], self._plan.firsts[self._job]
+        while self._next < end:
             sizes, rooms = [], []
-            for size in self._plan.sizes[self._next : min(self._plan.firsts[self._job], self._next + self.config.outstanding)]:
+            for size in self._plan.sizes[self._next : min(end, self._next + self.config.outstanding)]:
                 if (place := queue.ask(size)) is None:
                     break
                 sizes.append(size)
@@ -246,8 +290,8 @@ class SharedLoaderTiming:
             fires.append(asked[None])
             offered = data + QUEUE_LATENCY
             if embed:
-                end = len(self._counts) - self.remaining
-                counts = self._counts[end - len(offered) : end]
+                through = len(self._counts) - self.remaining
+                counts = self._counts[through - len(offered) : through]
                 offered = np.repeat(offered, counts)
                 took = accept(offered[None] + 1)
                 loads = np.maximum(offered, np.append(self._unit, took[0, :-1]))
@@ -258,8 +302,6 @@ class SharedLoaderTiming:
                 self._head = int(took[0, -1])
                 queue.pop(took[0])
             taken.append(took)
-        self.finish(taken[-1][..., -1])
-        return Moved(_joined(fires), _joined(taken))
 
     def stream(self, opened: ArrayLike) -> Moved:
         """``deliver`` to a sink that takes a beat in every clock from ``opened`` (1,) on."""
