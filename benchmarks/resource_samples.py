@@ -10,6 +10,7 @@ from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.loader import LoaderConfig
+from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.hls_models.ternary.resources import block_configs
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.vector import VectorConfig
@@ -53,6 +54,10 @@ def _attention(heads: int, kv_heads: int, head_dim: int, **others: Any) -> Atten
 
 def _head(beat_bytes: int, lanes: int, **others: Any) -> HeadConfig:
     return HeadConfig(**{"beat_bytes": beat_bytes, "vector_lanes": 8, "hidden": 1536, "lanes": lanes, "tree": "dsp", **others})
+
+
+def _planes(beat_bytes: int, hidden: int = 1536) -> PlanesConfig:
+    return PlanesConfig(beat_bytes=beat_bytes, hidden=hidden)
 
 
 def _loader(beat_bytes: int, **others: Any) -> LoaderConfig:
@@ -99,8 +104,22 @@ SAMPLES: Mapping[str, list[Any]] = {
         _attention(4, 4, 64, vector_lanes=4),
         _attention(4, 2, 32, kv_format="fp16", vector_lanes=4, context=256, row_ram="distributed"),
     ],
-    "head": [BLOCKS["head"], _head(24, 1), _head(32, 2), _head(32, 3, tree="lut"), _head(64, 1, best=4)],
-    "loader": [BLOCKS["loader"], _loader(24), _loader(36, vector_lanes=4, outstanding=16), _loader(64, head_beats=64, embed_beats=64)],
+    "head": [
+        BLOCKS["head"],
+        _head(24, 1),
+        _head(32, 2),
+        _head(32, 3, tree="lut"),
+        _head(64, 1, best=4),
+        BLOCKS["head"].model_copy(update={"planes": _planes(64)}),
+        _head(32, 4, planes=_planes(32)),
+    ],
+    "loader": [
+        BLOCKS["loader"],
+        _loader(24),
+        _loader(36, vector_lanes=4, outstanding=16),
+        _loader(64, head_beats=64, embed_beats=64),
+        BLOCKS["loader"].model_copy(update={"planes": _planes(64)}),
+    ],
     "control": [KV260, _spec("tiny", "tiny-shakespeare"), _spec("kv260", "bitnet-0.73b", best=32, queue=8)],
     "memory": [KV260, _ports(2), _ports(4)],
 }
@@ -111,7 +130,7 @@ HELD_OUT: Mapping[str, list[Any]] = {
     "weights": [_weights(12, 10, 64), _weights(12, 6, 48)],
     "vector": [LARGE["vector"], _vector(4, dividers=6, max_tokens=16)],
     "attention": [LARGE["attention"], _attention(8, 2, 96, vector_lanes=4)],
-    "head": [LARGE["head"], _head(48, 2, tree="lut")],
+    "head": [LARGE["head"], _head(48, 2, tree="lut"), LARGE["head"].model_copy(update={"planes": _planes(64, 2560)})],
     "loader": [LARGE["loader"], _loader(48)],
     "control": [_spec("kv260", "bitnet-2b4t", best=16)],
     "memory": [_ports(8)],

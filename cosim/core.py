@@ -235,9 +235,11 @@ class CoreBench:
             # Writes come one per clock once the turn before has ended; the start pulse follows the last.
             run.starts.append((run.ends[-1] if run.ends else -1) + len(turn.writes()) + 1)
             if turn.verify:
-                run.times += timing.verify(len(turn.prompt), start=turn.start, at=run.starts[-1])
+                run.times += timing.verify(len(turn.prompt), start=turn.start, at=run.starts[-1], lists=mine[0].lists)
             else:
-                run.times += timing.run(len(turn.prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1])
+                run.times += timing.run(
+                    len(turn.prompt), sum(done.last for done in mine), start=turn.start, at=run.starts[-1], lists=[done.lists for done in mine]
+                )
             run.ends.append(timing.now)
             run.passes += mine
         return run

@@ -106,7 +106,7 @@ def _timing(passes: Sequence[PassTimes], prompt_passes: int, start: int) -> Timi
             waits = stalls.setdefault(unit.name, {})
             for reason, clocks in reasons.items():
                 waits[reason] = waits.get(reason, 0) + clocks
-    sizes = tuple(PassSize(one.position, one.tokens, one.last, number >= prompt_passes) for number, one in enumerate(passes))
+    sizes = tuple(PassSize(one.position, one.tokens, one.last, number >= prompt_passes, one.rescored) for number, one in enumerate(passes))
     begin, done = (np.where(cycles < 0, -1, cycles - start) for cycles in (begin, done))
     by_pass = tuple({unit.name: clocks for unit, clocks in one.worked.items()} for one in passes)
     return Timing(sizes, begin, done, np.array([one.end - start for one in passes], np.int64), busy, stalls, by_pass)

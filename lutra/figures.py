@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.hls_models.ternary.core import CoreSpec
-from lutra.hls_models.ternary.isa import Instruction, LoadTarget, Unit, When
+from lutra.hls_models.ternary.isa import Instruction, LoadTarget, Unit, executed
 from lutra.hls_models.ternary.program import Program
 from lutra.runs import config_hash
 from lutra.schema import (
@@ -32,16 +32,18 @@ __all__ = ["PassSize", "Timing", "report_of", "spans"]
 
 @dataclass(frozen=True)
 class PassSize:
-    """One pass of the program: ``tokens`` tokens from ``position``; ``last``: it ends with a choice. ``decode``: a pass after the prompt."""
+    """One pass of the program: ``tokens`` tokens from ``position``; ``last``: it ends with a choice. ``decode``: a pass after the prompt. ``rescored``: rows of
+    a head in two planes that were scored again."""
 
     position: int
     tokens: int
     last: bool
     decode: bool
+    rescored: int = 0
 
     def runs(self, instruction: Instruction) -> bool:
         """Whether the pass executes the instruction."""
-        return instruction.unit is not Unit.END and instruction.when in (When.ALWAYS, When.LAST if self.last else When.NOT_LAST)
+        return instruction.unit is not Unit.END and instruction.when in executed(self.tokens, self.last)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _layer_of(instruction: Instruction, label: str, before: str) -> str:
     """The layer that an instruction serves, from its label ("load layers.3.qkv.weights" → "layers.3"); shared tables go to who reads them."""
     if instruction.unit is Unit.LOADER:
         target = LoadTarget(instruction.fields["target"])
-        shared = {LoadTarget.EMBED: "embed", LoadTarget.HEAD: "head", LoadTarget.ROPE: before, LoadTarget.KV: before}
+        shared = {LoadTarget.EMBED: "embed", LoadTarget.HEAD: "head", LoadTarget.PLANES: "head", LoadTarget.ROPE: before, LoadTarget.KV: before}
         if target in shared:
             return shared[target]
     parts = label.removeprefix("load ").split(".")

@@ -4,7 +4,7 @@
 from typing import Protocol
 
 from lutra.hls_models.ternary.core import CoreSpec
-from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Unit, When
+from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Unit, executed
 from lutra.hls_models.ternary.memory import PORT_BYTES
 from lutra.hls_models.ternary.program import Program
 
@@ -17,12 +17,13 @@ KINDS = {
     LoadTarget.EMBED: "embedding",
     LoadTarget.HEAD: "head",
     LoadTarget.KV: "keys and values read",
+    LoadTarget.PLANES: "head",
 }
 WRITTEN = "keys and values written"
 
 
 class Size(Protocol):
-    """A pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice."""
+    """A pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice; ``rescored``: rows of a head in two planes that are scored again."""
 
     @property
     def position(self) -> int: ...
@@ -30,6 +31,8 @@ class Size(Protocol):
     def tokens(self) -> int: ...
     @property
     def last(self) -> bool: ...
+    @property
+    def rescored(self) -> int: ...
 
 
 class Traffic:
@@ -40,11 +43,13 @@ class Traffic:
 
     def read(self, size: Size, instruction: Instruction) -> int:
         """Bytes that an instruction reads in a pass."""
-        if instruction.unit is not Unit.LOADER or instruction.when not in (When.ALWAYS, When.LAST if size.last else When.NOT_LAST):
+        if instruction.unit is not Unit.LOADER or instruction.when not in executed(size.tokens, size.last):
             return 0
         f = instruction.fields
         if f["mode"] == LoadMode.TILES:
             return self._tiles(size.tokens, size.position) * self.program.beat_bytes
+        if f["target"] == LoadTarget.PLANES and self.spec.planes:
+            return (f["beats"] + size.rescored * self.spec.planes.row_beats) * self.program.beat_bytes
         return f["beats"] * self.program.beat_bytes * (1 if f["mode"] == LoadMode.DIRECT else size.tokens)
 
     def _tiles(self, tokens: int, position: int) -> int:

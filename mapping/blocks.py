@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from lutra.hls_models.floats import FP32, FloatFormat, from_float64
+from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.mapping.model import Table, given
 from lutra.mapping.tiles import Core
 
-__all__ = ["HEADER_BITS", "header_rows", "params", "rope_row_beats", "rope_table", "table", "table_row_beats"]
+__all__ = ["HEADER_BITS", "header_rows", "params", "planes", "rope_row_beats", "rope_table", "table", "table_row_beats"]
 
 HEADER_BITS = 160
 """weight_scale[0..2], reciprocal, eps: five fp32 words."""
@@ -62,6 +63,12 @@ def table(core: Core, values: Table) -> Iterator[np.ndarray]:
         rows[:, :4] = scales[row : row + len(codes)]
         rows[:, first : first + values.columns] = codes.view(np.uint8)
         yield rows
+
+
+def planes(config: PlanesConfig, values: Table) -> Iterator[np.ndarray]:
+    """uint8 parts of a table in two planes: segments, one at a time."""
+    scales = given(values.scales).astype("<f4").view("<u4")
+    return config.pack((codes, scales[row : row + len(codes)]) for row, codes in values.parts())
 
 
 def _three_bytes(bits: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from lutra.hls_models.floats import E8M11, FloatFormat, from_float64
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.isa import Destination, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When
 from lutra.hls_models.ternary.kv_layout import KvLayout
+from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.trits import RowLayout, pack_tiles
 from lutra.mapping import blocks
@@ -238,9 +239,17 @@ class _Schedule:
 
     def head(self, head: Head) -> None:
         beats = self.table(head.table, "table" if self.shape.tied else "head")
-        rows = self.shape.vocabulary
-        self.load(LoadTarget.HEAD, "table" if self.shape.tied else "head", rows * beats, when=When.LAST)
-        self.emit(Unit.HEAD, "head", {"vocabulary": rows, "row_beats": beats}, When.LAST, Semaphore.FINAL, Semaphore.TOKEN)
+        rows, when = self.shape.vocabulary, When.LAST_MANY if self.core.head_planes else When.LAST
+        fields = {"vocabulary": rows, "row_beats": beats, "planes": 0}
+        self.load(LoadTarget.HEAD, "table" if self.shape.tied else "head", rows * beats, when=when)
+        self.emit(Unit.HEAD, "head", fields, when, Semaphore.FINAL, Semaphore.TOKEN)
+        if self.core.head_planes:
+            planes = PlanesConfig(beat_bytes=self.core.beat_bytes, hidden=self.shape.hidden, segment=self.core.head_planes)
+            bits = rows * (8 * self.shape.hidden + 32)
+            data = (lambda: blocks.planes(planes, head.table)) if self.known else None
+            self.layout.block(Block("planes", planes.beats(rows), bits, data))
+            self.load(LoadTarget.PLANES, "planes", planes.high_beats(rows), when=When.LAST_ONE)
+            self.emit(Unit.HEAD, "head", fields | {"row_beats": planes.row_beats, "planes": 1}, When.LAST_ONE, Semaphore.FINAL, Semaphore.TOKEN)
 
     def tiles(self, linear: Linear, unit: int, gains: bool = True) -> Tiling:
         m, v = linear.matrix, self.core.vector_lanes

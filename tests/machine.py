@@ -28,6 +28,7 @@ class Machine:
             LoadTarget.ROPE: core.rope_rows,
             LoadTarget.EMBED: 1,
             LoadTarget.HEAD: 1,
+            LoadTarget.PLANES: 1,
             LoadTarget.KV: 4,
         }
         self.kv_heads, self.tiles = shape.kv_heads, 3
@@ -78,7 +79,7 @@ class Machine:
         times = {LoadMode.DIRECT: 1, LoadMode.TILES: 2 * self.kv_heads * self.tiles}.get(LoadMode(f["mode"]), self.n)
         for _ in range(times):
             left = f["rows"]
-            sizes = {LoadTarget.WEIGHTS: f["beats"] // self.row_beats, LoadTarget.EMBED: 1, LoadTarget.HEAD: 1, LoadTarget.KV: 1}
+            sizes = {LoadTarget.WEIGHTS: f["beats"] // self.row_beats, LoadTarget.EMBED: 1, LoadTarget.HEAD: 1, LoadTarget.PLANES: 1, LoadTarget.KV: 1}
             for _ in range(sizes.get(target, f["beats"])):
                 reserved = per_beat if target in (LoadTarget.PARAMS, LoadTarget.ROPE) else 1
                 while self.held[target] + reserved > self.room[target]:
@@ -136,4 +137,4 @@ class Machine:
                 yield False
 
     def head(self, f: dict[str, int]) -> Iterator[bool]:
-        yield from self.take(LoadTarget.HEAD, 1)
+        yield from self.take(LoadTarget.PLANES if f["planes"] else LoadTarget.HEAD, 1)

@@ -16,7 +16,7 @@ from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.executor import Executor
-from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When
+from lutra.hls_models.ternary.isa import Instruction, LoadMode, LoadTarget, Operation, Semaphore, Source, Unit, When, executed
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.trits import RowLayout, matrix_rows, tiles_of, unpack_matrix
 from lutra.mapping.catalogue import open_model, shape_names
@@ -92,7 +92,7 @@ def test_the_image_holds_the_program_and_nothing_overlaps(case: tuple[CoreConfig
 
 
 def passes_of(program: Program, last: bool) -> list[Instruction]:
-    wanted = (When.ALWAYS, When.LAST if last else When.NOT_LAST)
+    wanted = executed(2, last)
     return [i for i in program.instructions if i.when in wanted]
 
 

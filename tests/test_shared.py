@@ -35,6 +35,12 @@ def cores(number: int, count: int = 2, seed: int = MASTER_SEED) -> list[core.Sma
     return [core.shared(rng, **(core.pattern(rng) if i % 2 else {})) for i in range(count)]
 
 
+def two_planes(count: int = 2) -> list[core.Small]:
+    """Such cores with a head in two planes."""
+    rng = np.random.default_rng([MASTER_SEED, 60])
+    return [core.shared(rng, planes=True, **(core.pattern(rng) if i % 2 else {})) for i in range(count)]
+
+
 @pytest.fixture(scope="module")
 def small() -> list[core.Small]:
     made = cores(TOP)
@@ -62,6 +68,23 @@ def converse(made: CoreBench, small: list[core.Small], rng: np.random.Generator)
 @pytest.mark.parametrize("case", range(3))
 def test_every_word_and_cycle(bench: CoreBench, small: list[core.Small], rng: np.random.Generator, case: int) -> None:
     assert converse(bench, small, rng) > 3_000
+
+
+def test_every_word_and_cycle_of_a_head_in_two_planes(rng: np.random.Generator) -> None:
+    many = two_planes()
+    made = core.bench(many)
+    assert sum(converse(made, many, rng) for _ in range(4)) > 10_000
+
+
+def test_a_head_in_two_planes_chooses_as_the_other_does(rng: np.random.Generator) -> None:
+    for one in two_planes(4):
+        prompt, model = prompt_of(one, rng), TernaryModel.random(one.spec.shape, 7)
+        texts = []
+        for segment in (0, one.spec.config.head_planes):
+            config = one.spec.config.model_copy(update={"head_planes": segment})
+            spec, program = CoreSpec(config=config, shape=one.spec.shape), compile_model(model, config)
+            texts.append([done.token for done in Executor(spec, program).generate(prompt, 8) if done.last])
+        assert texts[0] == texts[1]
 
 
 @pytest.mark.soak

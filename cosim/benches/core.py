@@ -83,8 +83,8 @@ def pattern(rng: np.random.Generator) -> dict[str, int]:
     return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
-def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: int) -> Small:
-    """A core on a shared memory and a model of random small sizes; ``changes`` of its ``MemoryConfig``."""
+def shared(rng: np.random.Generator, *, layers: int | None = None, planes: bool = False, **changes: int) -> Small:
+    """A core on a shared memory and a model of random small sizes; ``planes``: with a head in two planes; ``changes`` of its ``MemoryConfig``."""
     ports = int(rng.choice([1, 2, 4]))
     v: Literal[4, 8] = 8 if ports > 1 and rng.integers(2) else 4
     kv_heads, group, head_dim = int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.choice([size for size in (16, 32, 48, 64) if size >= 16 * ports]))
@@ -99,7 +99,7 @@ def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: in
     }
     shape = ModelShape(
         name="random",
-        hidden=v * int(rng.integers(4, 12)),
+        hidden=v * int(rng.integers(4, 12)) + 32 * ports * planes,  # rows of a plane have two beats at least
         layers=layers or int(rng.integers(1, 4)),
         heads=kv_heads * group,
         kv_heads=kv_heads,
@@ -111,7 +111,7 @@ def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: in
         sub_norms=bool(rng.integers(4)),
         tied=bool(rng.integers(2)),
     )
-    lanes, chunk = int(rng.integers(1, 4)), int(rng.integers(1, 6))
+    lanes, chunk = (3, int(rng.integers(3, 6))) if planes else (int(rng.integers(1, 4)), int(rng.integers(1, 6)))
     widest = max(shape.hidden, shape.query_columns, shape.ffn, shape.query_columns + 2 * shape.kv_columns)
     config = CoreConfig(
         name="random",
@@ -136,6 +136,7 @@ def shared(rng: np.random.Generator, *, layers: int | None = None, **changes: in
         program_words=max(128, 32 * shape.layers),
         memory=MemoryConfig.model_validate(memory | changes),
         prefetch_beats=int(rng.choice([1, 40, 200])),
+        head_planes=4 * ports * int(rng.choice([1, 2, 4])) if planes else 0,
     )
     model = TernaryModel.random(shape, int(rng.integers(1 << 31)))
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from lutra.cosim.harness import Bench, Recording, Stimulus, compare
 from lutra.hls_models.streams import pack
 from lutra.hls_models.ternary.head import HeadConfig, HeadInstruction, HeadStimulus
-from lutra.hls_models.ternary.planes import Lists, PlanesConfig
+from lutra.hls_models.ternary.planes import PlanesConfig
 
-__all__ = ["Case", "case", "compare_case", "configurations", "listed", "play", "trace"]
+__all__ = ["Case", "case", "compare_case", "configurations", "play", "trace"]
 
 Words = NDArray[np.uint32]
 
@@ -98,12 +98,6 @@ def _factors(rng: np.random.Generator, count: int) -> Words:
     return np.where(rng.random(count) < rng.choice([0, 0.2]), rng.choice(special, count), values).astype(np.uint32)
 
 
-def listed(planes: PlanesConfig, lists: Lists) -> Words:
-    """Words of ``rescore``."""
-    last = np.concatenate([np.arange(len(one)) == len(one) - 1 for one in lists])
-    return pack((np.concatenate(lists), max(1, (planes.segment - 1).bit_length())), (last, 1))
-
-
 def case(config: HeadConfig, rng: np.random.Generator, instructions: int = 3) -> Case:
     """A few instructions with the code rows before each (the first has some; later ones may reuse what is stored)."""
     names = ("instr", "codes", "rows", "token", "best", "rescore")
@@ -131,7 +125,7 @@ def case(config: HeadConfig, rng: np.random.Generator, instructions: int = 3) ->
             packed = np.concatenate(list(config.planes.pack(iter([(table_codes, table_scales)])))).reshape(-1, config.beat_bytes)
             places, sizes, _ = config.planes.jobs(vocabulary, lists)
             beat_rows = np.concatenate([packed[place : place + size] for place, size in zip(places, sizes, strict=True)])
-            payloads["rescore"].append(listed(config.planes, lists))
+            payloads["rescore"].append(config.planes.words(lists))
         else:
             table = config.pack_table(table_codes, table_scales.view("<f4"))
             chosen = [config.choose(one) for one in config.scores(codes, *config.unpack_table(table))]
@@ -141,8 +135,8 @@ def case(config: HeadConfig, rng: np.random.Generator, instructions: int = 3) ->
         todo.append(HeadInstruction(vocabulary, config.row_beats, max(count, 1), serial, lists))
         stimuli.append(HeadStimulus(_gaps(rng, count * beats), int(rng.integers(0, 20)), _gaps(rng, len(beat_rows))))
         one = np.ones(1, np.int64)
-        fields = (vocabulary, 20), (config.row_beats, 16), (in_planes, 1), (max(count, 1), 8), (number, 16), (serial, 1)
-        payloads["instr"].append(pack(*((one * value, bits) for value, bits in fields)))
+        values = (vocabulary, 20), (config.row_beats, 16), (in_planes, 1), (max(count, 1), 8), (number, 16), (serial, 1)
+        payloads["instr"].append(pack(*((one * value, bits) for value, bits in values)))
         if count:
             last = np.tile(np.arange(beats) == beats - 1, count)
             junk = [rng.integers(0, 1 << bits, count * beats) for bits in (2, 8, 8, 1)]

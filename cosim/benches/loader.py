@@ -186,7 +186,7 @@ def case(config: LoaderConfig, rng: np.random.Generator, instructions: int = 12,
         words["read"].append(pack((where[np.cumsum(sizes) - sizes], 32), (sizes, 9)))
         if load.target == LoadTarget.PLANES:
             assert config.planes is not None
-            words.setdefault("rescore", []).append(head.listed(config.planes, one))
+            words.setdefault("rescore", []).append(config.planes.words(one))
         elif one is not None:
             words["id"].append(pack((one, 20)))
             words["id_request"].append(pack(((load.position + np.arange(load.tokens)) & 0xFFFF, 16)))

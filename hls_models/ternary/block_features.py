@@ -104,6 +104,8 @@ def _head(c: HeadConfig) -> Features:
         "lanes": c.lanes,
         "best": c.best,
         "beat_bytes": c.beat_bytes,
+        "planes": c.planes is not None,
+        "plane_bytes": c.beat_bytes * (c.planes is not None),
     }
 
 
@@ -116,6 +118,7 @@ def _loader(c: LoaderConfig) -> Features:
         "queue_bits": 8 * c.beat_bytes * -(-queues // 32),
         "outstanding": c.outstanding,
         "tiles": c.kv is not None,
+        "planes": c.planes is not None,
     }
 
 

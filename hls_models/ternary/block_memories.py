@@ -74,7 +74,12 @@ def _attention(c: AttentionConfig) -> list[Primitives]:
 
 
 def _head(c: HeadConfig) -> list[Primitives]:
-    return [_automatic(8 * c.beat_bytes, c.row_beats)] * c.lanes
+    codes = [_automatic(8 * c.beat_bytes, c.store_beats)] * c.lanes
+    if c.planes is None:
+        return codes
+    half, listed = (c.hidden * 15 * 128).bit_length() + 1, _bits(c.planes.segment) + 1
+    queues = [lut_ram(FAMILY, listed, 2 * c.planes.segment - 1)] * 2
+    return [*codes, *queues, block_ram(FAMILY, half + FP32.bits, 2 * c.planes.segment), block_ram(FAMILY, FP32.bits, c.planes.segment)]
 
 
 def _loader(c: LoaderConfig) -> list[Primitives]:

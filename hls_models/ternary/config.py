@@ -48,6 +48,9 @@ class CoreConfig(Config):
     memory_latency: int = Field(2, ge=2, le=64, description="clocks from a read request to its data, of weights and tables on chip")
     device: str | None = Field(None, description="FPGA board whose totals the core is held against (a name that `lutra presets` lists); none: no check")
     memory: MemoryConfig | None = Field(None, description="shared memory that holds model and cache; without it everything is on chip")
+    head_planes: int = Field(
+        0, ge=0, le=1024, description="rows of a segment of the head's table in two 4-bit planes, for passes of one token; 0: one 8-bit table (shared memory)"
+    )
     prefetch_beats: int = Field(2048, ge=1, description="beats of the next weights that are fetched before a layer's keys and values (shared memory)")
 
     @property
@@ -75,6 +78,10 @@ class CoreConfig(Config):
             raise ValueError(f"beat_bytes must be ports x {PORT_BYTES} = {self.memory.beat_bytes}, not {self.beat_bytes}")
         if self.memory and self.kv_format != "int8":
             raise ValueError(f"kv_format must be int8 where memory is shared, not {self.kv_format}")
+        if self.head_planes and (not self.memory or self.draft_lanes < 3):
+            raise ValueError(
+                f"head_planes must be 0 without a shared memory and three draft_lanes, two of which share a beat, not {self.head_planes}; nearest: 0"
+            )
         if self.beat_bytes % v:
             raise ValueError(f"beat_bytes must be a multiple of vector_lanes = {v}, not {self.beat_bytes}; nearest: {-(-self.beat_bytes // v) * v}")
         if self.beat_bytes < 3 * v:

@@ -15,6 +15,7 @@ from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.loader import ROUND_TRIP, LoaderConfig
 from lutra.hls_models.ternary.memory import DELIVER, REQUEST
+from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.vector import VectorConfig
 from lutra.hls_models.ternary.weights import WeightPathConfig
@@ -146,6 +147,12 @@ class CoreSpec(Config):
         )
 
     @cached_property
+    def planes(self) -> PlanesConfig | None:
+        """The head's table in two planes."""
+        c = self.config
+        return PlanesConfig(beat_bytes=c.beat_bytes, hidden=self.shape.hidden, segment=c.head_planes) if c.head_planes else None
+
+    @cached_property
     def loader(self) -> LoaderConfig:
         c, memory = self.config, self.config.memory
         own: dict[str, Any] = {"outstanding": max(16, c.memory_latency + 2)}  # one request per clock, whatever the latency
@@ -161,10 +168,13 @@ class CoreSpec(Config):
             ring_rows=c.ring_rows,
             params_rows=c.params_rows,
             rope_rows=c.rope_rows,
+            planes=self.planes,
             **own,
         )
 
     @cached_property
     def head(self) -> HeadConfig:
         c, shape = self.config, self.shape
-        return HeadConfig(beat_bytes=c.beat_bytes, vector_lanes=c.vector_lanes, hidden=shape.hidden, best=c.best, lanes=c.draft_lanes, tree=c.tree)
+        return HeadConfig(
+            beat_bytes=c.beat_bytes, vector_lanes=c.vector_lanes, hidden=shape.hidden, best=c.best, lanes=c.draft_lanes, tree=c.tree, planes=self.planes
+        )

@@ -10,6 +10,7 @@ from lutra.hls_models.ternary.core_passes import PassBatch
 from lutra.hls_models.ternary.core_units import PassPlan, PassTimes, Units
 from lutra.hls_models.ternary.executor import plan_passes
 from lutra.hls_models.ternary.memory import MemoryTiming
+from lutra.hls_models.ternary.planes import Lists
 from lutra.hls_models.ternary.program import Program
 
 __all__ = ["CoreTiming"]
@@ -22,26 +23,29 @@ class CoreTiming:
     ----------
     spec, program : as for the executor; no memory image is needed
     detail : keep every handshake
+    rescored : share of rows that a head in two planes scores again, in passes whose lists are not given; by default the worst case
     """
 
-    def __init__(self, spec: CoreSpec, program: Program, *, detail: bool = False) -> None:
+    def __init__(self, spec: CoreSpec, program: Program, *, detail: bool = False, rescored: float = 1.0) -> None:
         self.spec, self.program = spec, program
-        self._units = Units(spec, program, detail=detail)
+        self._units = Units(spec, program, detail=detail, rescored=rescored)
         self._booted = False
         self.now = 0
         """Cycle in which the sequencer is IDLE or, between passes, in SETUP."""
 
-    def run(self, prompt: int, count: int, *, start: int = 0, at: int = 0) -> list[PassTimes]:
-        """Passes of a run whose start pulse is in cycle ``at``: ``prompt`` tokens from position ``start``, then decoding until ``count`` tokens are there."""
+    def run(self, prompt: int, count: int, *, start: int = 0, at: int = 0, lists: Sequence[Lists | None] = ()) -> list[PassTimes]:
+        """Passes of a run whose start pulse is in cycle ``at``: ``prompt`` tokens from position ``start``, then decoding until ``count`` tokens are there;
+        ``lists``: of the passes, in order."""
         self._begin(at)
         first = start + prompt
         decoded = range(first, min(first + count - 1, self.spec.shape.context))
-        return self.passes([*plan_passes(start, prompt, self.spec.config.chunk), *((position, 1, True) for position in decoded)])
+        plan = [PassPlan(*one) for one in (*plan_passes(start, prompt, self.spec.config.chunk), *((position, 1, True) for position in decoded))]
+        return self.passes([one._replace(lists=its) for one, its in zip(plan, [*lists, *[None] * len(plan)], strict=False)])
 
-    def verify(self, tokens: int, *, start: int, at: int = 0) -> list[PassTimes]:
+    def verify(self, tokens: int, *, start: int, at: int = 0, lists: Lists | None = None) -> list[PassTimes]:
         """The serial pass of a run whose start pulse is in cycle ``at``: ``tokens`` tokens from position ``start``."""
         self._begin(at)
-        return self.passes([PassPlan(start, tokens, True, True)])
+        return self.passes([PassPlan(start, tokens, True, True, lists)])
 
     def _begin(self, at: int) -> None:
         self.now = at + 1

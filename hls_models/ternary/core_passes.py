@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from lutra.hls_models.ternary.attention_cycles import SETUP
 from lutra.hls_models.ternary.core_shared import ID_LATENCY, SharedPass
 from lutra.hls_models.ternary.core_units import DONE, UNITS, PassPlan, PassTimes, Units
-from lutra.hls_models.ternary.head import HeadTiming
+from lutra.hls_models.ternary.head import HeadTiming, PlaneScan
 from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Semaphore, Source, Unit, executed
 from lutra.hls_models.ternary.loader import Load
 from lutra.hls_models.ternary.loader_shared import SharedLoaderTiming
-from lutra.hls_models.ternary.loader_timing import LoaderTiming
+from lutra.hls_models.ternary.loader_timing import LoaderTiming, spaced
+from lutra.hls_models.ternary.planes import Lists
 from lutra.hls_models.ternary.repetition import Moments, Mover, Snapshot
 from lutra.hls_models.ternary.vector_cycles import Requantised
 from lutra.hls_models.ternary.weights import LinearInstruction
@@ -62,6 +63,9 @@ class PassBatch:
         else:
             self.loader = LoaderTiming(self.spec.loader, self.spec.config.memory_latency, ID_LATENCY, passes=passes, detail=units.detail)
         self.head = HeadTiming(self.spec.head)
+        self.lists: Lists = ()
+        if self.spec.planes and plan.last and plan.tokens == 1:
+            self.lists = plan.lists or self.spec.planes.assumed(self.spec.shape.vocabulary, units.rescored)
         units.linear.rest()
         self.begins = np.full((len(units.program.instructions), *passes), -1)
         self.dones = self.begins.copy()
@@ -93,7 +97,14 @@ class PassBatch:
         streams = {name: np.concatenate([piece[place] for piece in pieces]) + start for name, pieces in self.streams.items()}
         token = None if self.token is None else int(self.token[place]) + start
         end = start + int(self.cycles[place])
-        return PassTimes(self.positions[place], self.tokens, self.last, start, end, token, begins, dones, active, worked, stalls, streams, self.serial)
+        return PassTimes(
+            self.positions[place], self.tokens, self.last, start, end, token, begins, dones, active, worked, stalls, streams, self.serial, self.rescored
+        )
+
+    @property
+    def rescored(self) -> int:
+        """Rows of a head in two planes that are scored again."""
+        return sum(len(one) for one in self.lists)
 
     def _run(self) -> Cycles:
         """Clocks of each pass."""
@@ -208,7 +219,11 @@ class PassBatch:
         loader, load = self.loader, self._load_of(index)
         while loader.remaining:  # weights ahead of another load
             self._arrive(index)
-        self._begun(index, loader.start(load, granted))
+        if load.target == LoadTarget.PLANES:
+            assert isinstance(loader, SharedLoaderTiming)  # ``CoreConfig`` refuses others
+            self._begun(index, loader.start(load, granted, self.lists))
+        else:
+            self._begun(index, loader.start(load, granted))
         self.loads.append(index)
         if load.target in (LoadTarget.PARAMS, LoadTarget.ROPE):
             rows = loader.advance().taken
@@ -233,6 +248,8 @@ class PassBatch:
         load = self._load_of(index)
         tiled = load.mode == LoadMode.TILES
         beats = sum(tile.beats for tile in self.loader.config.tiles(load)) if tiled else load.beats * load.repetitions
+        if load.target == LoadTarget.PLANES and self.spec.planes:
+            beats += self.rescored * self.spec.planes.row_beats
         self._ended(index, self.loader.done[-1], beats, {})
 
     def _arrive(self, index: int) -> None:
@@ -369,10 +386,28 @@ class PassBatch:
     def _head(self, index: int, instruction: Instruction, granted: Cycles) -> None:
         start = self.head.start(granted)
         self._begun(index, start)
-        beats, rows = self.loader.remaining, self.loader.stream(start + 1).taken
+        beats, several = self.loader.remaining, self.serial and not instruction.fields["planes"]
+        rows = self._planes(start) if instruction.fields["planes"] else self.loader.stream(start + 1).taken
         self._loaded()
-        self.token, done = self.head.finish(instruction.fields["vocabulary"], rows[:, -1], self.tokens, serial=self.serial)
+        if instruction.fields["planes"]:
+            self.token, done = self.head.finish_planes(self.rescored, rows[:, -1])
+        else:
+            self.token, done = self.head.finish(instruction.fields["vocabulary"], rows[:, -1], self.tokens, serial=self.serial)
         self.free[Unit.HEAD] = self.head.free
         self._record("head_rows", rows)
-        self._record("token", self.token[:, None] + np.arange(1 - self.tokens if self.serial else 0, 1))
+        self._record("token", self.token[:, None] + np.arange(1 - self.tokens if several else 0, 1))
         self._ended(index, done, beats, {"table and pipeline": done + 1 - start - beats})
+
+    def _planes(self, start: Cycles) -> Cycles:
+        """Handshakes of the rows of a table in two planes, one per clock from the clock after ``start`` on."""
+        loader, planes = self.loader, self.spec.planes
+        assert planes and isinstance(loader, SharedLoaderTiming)
+        scan, rows, end = PlaneScan(self.spec.head), planes.segments(self.spec.shape.vocabulary), start
+
+        def accept(offered: Cycles) -> Cycles:
+            nonlocal end
+            taken = spaced(offered, end)
+            end = taken[:, -1]
+            return taken
+
+        return loader.planes(accept, lambda segment, last: scan.given(last, rows[segment], self.lists[segment]) + 1).taken

@@ -12,6 +12,7 @@ from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, LoadTarget, Operation, Unit
 from lutra.hls_models.ternary.linear import LinearTiming
 from lutra.hls_models.ternary.loader import Load
+from lutra.hls_models.ternary.planes import Lists
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.repetition import repeated_body
 from lutra.hls_models.ternary.tlmm_cycles import codes_handshakes
@@ -28,12 +29,14 @@ UNITS: tuple[Unit, ...] = tuple(unit for unit in Unit if unit is not Unit.END)
 
 
 class PassPlan(NamedTuple):
-    """A pass of ``tokens`` tokens from ``position``; ``last``: it ends with a choice; ``serial``: it verifies drafts."""
+    """A pass of ``tokens`` tokens from ``position``; ``last``: it ends with a choice; ``serial``: it verifies drafts; ``lists``: of a head in two planes,
+    where they are known."""
 
     position: int
     tokens: int
     last: bool
     serial: bool = False
+    lists: Lists | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class PassTimes:
     ``begins``, ``dones``: per instruction of the program, the cycle in which its unit took it and that of its done, -1 where the pass leaves it out.
     ``active``: clocks in which a unit had an instruction under way; ``worked``: those of them in which it moved a beat (LOADER, HEAD: memory beats; LINEAR:
     lookups; VECTOR: source and code beats) or, ATTEND, attended; ``stalls``: the others by reason.
-    ``streams``: handshake cycles of every boundary (only in detail).
+    ``streams``: handshake cycles of every boundary (only in detail). ``rescored``: rows of a head in two planes that were scored again.
     """
 
     position: int
@@ -59,6 +62,7 @@ class PassTimes:
     stalls: dict[Unit, dict[str, int]]
     streams: dict[str, Cycles]
     serial: bool = False
+    rescored: int = 0
 
     @property
     def cycles(self) -> int:
@@ -72,10 +76,11 @@ class Units:
     ----------
     spec, program : as for the executor; no memory image is needed
     detail : keep every handshake
+    rescored : share of rows that a head in two planes scores again where a pass has no lists
     """
 
-    def __init__(self, spec: CoreSpec, program: Program, *, detail: bool) -> None:
-        self.spec, self.program, self.detail = spec, program, detail
+    def __init__(self, spec: CoreSpec, program: Program, *, detail: bool, rescored: float = 1.0) -> None:
+        self.spec, self.program, self.detail, self.rescored = spec, program, detail, rescored
         # The burst that brings the last rows of a step may bring rows of the next, too: a step leaves room for them.
         self.linear = LinearTiming(spec.tlmm, spec.weights.model_copy(update={"ring_rows": spec.loader.tile_rows}))
         self.vector = VectorTiming(spec.vector)

@@ -23,6 +23,7 @@ from lutra.hls_models.ternary.isa import Destination, Instruction, LoadMode, Loa
 from lutra.hls_models.ternary.kept import Kept
 from lutra.hls_models.ternary.kv_layout import KvTile
 from lutra.hls_models.ternary.loader import PARAM_BITS, Load
+from lutra.hls_models.ternary.planes import Lists
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.ternary.shared_words import SharedWords
 from lutra.hls_models.ternary.trits import RowLayout, indices_of_rows, tiles_of, unpack_matrix
@@ -59,6 +60,7 @@ class Pass:
     best: tuple[NDArray[np.int64], Bits] | None = None
     scores: Bits | None = None
     activation_scale: Bits | None = None
+    lists: Lists | None = None
     streams: dict[str, list[Bits]] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
 
@@ -223,9 +225,13 @@ class Executor:
         f = instruction.fields
         one = self._pass
         load = Load(LoadTarget(f["target"]), LoadMode(f["mode"]), f["address"], f["beats"], f["rows"], one.tokens, one.position, one.serial)
+        lists = self._choose(load) if load.target == LoadTarget.PLANES else None
         if shared := self._shared:
-            self._emit("bursts", lambda: shared.bursts(load, self._ids))
-            self._emit("data", lambda: shared.data(load, self._ids))
+            self._emit("bursts", lambda: shared.bursts(load, self._ids, lists))
+            self._emit("data", lambda: shared.data(load, self._ids, lists))
+            if lists is not None:
+                self._emit("head_rows", lambda: shared.data(load, self._ids, lists))
+                return
             if load.target == LoadTarget.KV:
                 self._emit("kv", lambda: shared.kv(load))
                 self._emit("kv_data", lambda: shared.kv_data(load))
@@ -368,8 +374,26 @@ class Executor:
         one = load._replace(beats=per_row, tokens=load.beats // per_row, mode=LoadMode.TOKEN)
         return self.spec.head.scores(codes, *self.spec.loader.embedding(one, self._image[load.address : load.address + load.beats]))
 
+    def _choose(self, load: Load) -> Lists:
+        """The choice in a table in two planes, whose loading depends on it."""
+        planes, config = self.spec.planes, self.spec.loader
+        assert planes
+        rows = config.plane_rows(load)
+        codes, scales = self._kept.get(("planes", load.address), lambda: planes.unpack(self._image[load.address : load.address + planes.beats(rows)], rows))
+        found = planes.choose(self._codes[-1], codes.astype(np.int8, copy=False), scales.astype(np.uint32, copy=False), self.spec.head.best)
+        self._pass.best, self._pass.lists = (found.ids, found.scores), found.lists
+        self._emit("rescore", lambda: planes.words(found.lists))
+        return found.lists
+
     def _head(self, instruction: Instruction) -> None:
         done, n = self._pass, self._pass.tokens
+        if instruction.fields["planes"]:
+            assert done.best
+            (choice, *_), (score, *_) = done.best
+            done.token, done.choices = int(choice), [int(choice)]
+            done.activation_scale = self.vector.scale[:1].copy()
+            self._emit("token", lambda: pack((np.array([choice]), 20), (np.array([score]), 32), (self._code_scales[:, -1], 32)))
+            return
         scored = slice(0 if done.serial else n - 1, n)
         scores = self._table_scores(self._table.popleft(), self._codes[scored])
         done.best = self.spec.head.choose(scores[-1])

@@ -217,7 +217,9 @@ class HeadConfig(Config):
         """(offers, handshakes) of the beats of a table in two planes, low rows not before their list is there, and when each list's rows were given away."""
         assert self.planes
         _, sizes, lows = self.planes.jobs(vocabulary, lists)
-        scan, rows, given, taken, end, first = PlaneScan(self), self.planes.segments(vocabulary), [], [], start, 0
+        scan, rows, end, first = PlaneScan(self), self.planes.segments(vocabulary), start, 0
+        given: list[Cycles] = []
+        taken: list[Cycles] = []
         offers = offers.copy()
         for size, low in zip(sizes.tolist(), lows.tolist(), strict=True):
             part = slice(first, first + size)

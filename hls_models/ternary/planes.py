@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from lutra.hls_models import floats
 from lutra.hls_models.config import Config
 from lutra.hls_models.floats import FP32, to_float64
+from lutra.hls_models.streams import pack
 
 __all__ = ["Lists", "PlaneChoice", "PlanesConfig"]
 
@@ -128,7 +129,7 @@ class PlanesConfig(Config):
         padded = np.zeros((len(plane), self.row_beats * 2 * self.beat_bytes), np.uint8)
         padded[:, : self.hidden] = plane & 15
         halves = padded.reshape(len(plane), self.row_beats, 2, self.beat_bytes)
-        return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(plane), -1)
+        return (halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)).reshape(len(plane), -1).astype(np.uint8, copy=False)
 
     def pack(self, parts: Iterator[tuple[NDArray[np.int8], Bits]]) -> Iterator[Bytes]:
         """The table in memory, segment by segment, of its rows in parts of any size: codes (rows, hidden) and scales (rows,), fp32 bits."""
@@ -149,6 +150,28 @@ class PlanesConfig(Config):
             beat[: len(scales[first : first + self.block])] = scales[first : first + self.block]
             pieces += [beat.view(np.uint8), rows[first : first + self.block].reshape(-1)]
         return np.concatenate([*pieces, self._nibbles(low).reshape(-1)])
+
+    def unpack(self, beats: Bytes, vocabulary: int) -> tuple[NDArray[np.int8], Bits]:
+        """Codes (vocabulary, hidden) and scales (vocabulary,), fp32 bits, of a table's beats (beats, B): inverse of ``pack``."""
+        codes, scales, first = np.zeros((vocabulary, self.hidden), np.int8), np.zeros(vocabulary, np.uint32), 0
+        for segment, rows in enumerate(self.segments(vocabulary)):
+            high = beats[segment * self.stride :][: self.high_beats(rows)]
+            low = beats[segment * self.stride + self.high_beats(rows) :][: rows * self.row_beats]
+            is_scales = np.arange(len(high)) % (1 + self.block * self.row_beats) == 0
+            scales[first : first + rows] = np.ascontiguousarray(high[is_scales]).view("<u4").reshape(-1)[:rows]
+            codes[first : first + rows] = (self._four(high[~is_scales], rows) << 4 | self._four(low, rows)).view(np.int8)
+            first += rows
+        return codes, scales
+
+    def _four(self, beats: Bytes, rows: int) -> Bytes:
+        """Inverse of ``_nibbles``."""
+        halves = np.stack([beats & 15, beats >> 4], axis=1)
+        return np.ascontiguousarray(halves.reshape(rows, -1)[:, : self.hidden])
+
+    def words(self, lists: Lists) -> Bits:
+        """Payloads of the lists' rows on their way to the loader."""
+        last = np.concatenate([np.arange(len(one)) == len(one) - 1 for one in lists])
+        return pack((np.concatenate(lists), max(1, (self.segment - 1).bit_length())), (last, 1))
 
     def choose(self, codes: ArrayLike, table: NDArray[np.int8], scales: Bits, best: int = 1) -> PlaneChoice:
         """The choice for ``codes`` (hidden,) int8 among the rows of ``table`` (vocabulary, hidden) int8 with fp32 ``scales`` (vocabulary,), none negative.

@@ -10,6 +10,7 @@ from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.isa import LoadMode
 from lutra.hls_models.ternary.kv_layout import SCALE_BYTES, KvTile
 from lutra.hls_models.ternary.loader import Load
+from lutra.hls_models.ternary.planes import Lists
 
 __all__ = ["SharedWords"]
 
@@ -28,9 +29,12 @@ class SharedWords:
     def __init__(self, spec: CoreSpec, image: Bytes, cache: KvCache) -> None:
         self.loader, self.layout, self._image, self._cache = spec.loader, spec.kv_layout, image, cache
 
-    def bursts(self, load: Load, ids: NDArray[np.int64]) -> Bits:
-        """``bursts``: {address, beats} of every burst of a load; ``ids``: tokens of the pass."""
-        first, beats = self.loader.jobs(load, ids)
+    def _jobs(self, load: Load, ids: NDArray[np.int64], lists: Lists | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.loader.jobs(load, ids) if lists is None else self.loader.plane_jobs(load, lists)[:2]
+
+    def bursts(self, load: Load, ids: NDArray[np.int64], lists: Lists | None = None) -> Bits:
+        """``bursts``: {address, beats} of every burst of a load; ``ids``: tokens of the pass, ``lists``: of a table in two planes."""
+        first, beats = self._jobs(load, ids, lists)
         bursts = self.loader.bursts(load.target, first, beats)
         # Jobs are whole bursts: a burst's place among all beats of its job is that of the beats before it.
         before = np.cumsum(bursts) - bursts
@@ -38,11 +42,12 @@ class SharedWords:
         job = np.searchsorted(starts, before, side="right") - 1
         return pack((first[job] + before - starts[job], 32), (bursts, 9))
 
-    def data(self, load: Load, ids: NDArray[np.int64]) -> Bits:
+    def data(self, load: Load, ids: NDArray[np.int64], lists: Lists | None = None) -> Bits:
         """``data``: every beat."""
         if load.mode == LoadMode.TILES:
             return _words(np.concatenate([self.beats(tile) for tile in self.loader.tiles(load)]))
-        return _words(self._image[self.loader.addresses(load, ids)])
+        first, beats = self._jobs(load, ids, lists)
+        return _words(np.concatenate([self._image[address : address + count] for address, count in zip(first.tolist(), beats.tolist(), strict=True)]))
 
     def beats(self, tile: KvTile) -> Bytes:
         """What is read of a block: uint8 (beats, B)."""

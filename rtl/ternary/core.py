@@ -107,6 +107,8 @@ class Core(wiring.Component):
         connect(m, "rope", loader.rope, vector.rope)
         connect(m, "embed", loader.embed, vector.embed)
         connect(m, "head_rows", loader.head, head.rows)
+        if spec.planes:
+            connect(m, "rescore", head.rescore, loader.rescore)
         m.d.comb += [loader.weights_freed.valid.eq(weights.freed.valid), loader.weights_freed.payload.eq(weights.freed.payload)]
         wiring.connect(m, vector.params_freed, loader.params_freed)
         wiring.connect(m, vector.rope_freed, loader.rope_freed)
