@@ -78,6 +78,7 @@ def _ports(ports: int) -> CoreSpec:
 
 KV260 = _spec("kv260", "bitnet-0.73b")
 BLOCKS = block_configs(KV260)
+PLANES = block_configs(_spec("kv260", "bitnet-0.73b", head_planes=128))
 LARGE = block_configs(_spec("kv260", "bitnet-2b4t"))
 
 # One full-size core and small blocks, each of which changes what the others have in common: the whole fit is minutes of yosys.

@@ -141,8 +141,8 @@ def case(config: HeadConfig, rng: np.random.Generator, instructions: int = 3) ->
             last = np.tile(np.arange(beats) == beats - 1, count)
             junk = [rng.integers(0, 1 << bits, count * beats) for bits in (2, 8, 8, 1)]
             junk[1] = np.repeat(np.arange(count), beats) if config.lanes > 1 else junk[1]
-            words = (codes.reshape(-1, config.vector_lanes), 8), (np.repeat(row_scales, beats), 32), (junk[0], 2), (junk[1], 8), (junk[2], 8)
-            payloads["codes"].append(pack(*words, (last, 1), (junk[3], 1)))
+            parts = (codes.reshape(-1, config.vector_lanes), 8), (np.repeat(row_scales, beats), 32), (junk[0], 2), (junk[1], 8), (junk[2], 8)
+            payloads["codes"].append(pack(*parts, (last, 1), (junk[3], 1)))
         payloads["rows"].append(pack((beat_rows, 8)))
         tops = [np.array([one[i][0] for one in chosen[told]]) for i in range(2)]
         payloads["token"].append(pack((tops[0], 20), (tops[1].astype(np.uint32), 32), (row_scales[told], 32)))

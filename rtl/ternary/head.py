@@ -11,7 +11,7 @@ from lutra.hls_models.ternary.isa import Unit
 from lutra.rtl.floats import FloatMul, IntToFloat
 from lutra.rtl.ternary.dispatch import unit_layout
 from lutra.rtl.ternary.dsp import PairDot
-from lutra.rtl.ternary.head_planes import PlaneBounds, PlaneWalk, listed_layout, rank
+from lutra.rtl.ternary.head_planes import PlaneBounds, PlaneWalk, listed_layout, rank, score_of
 from lutra.rtl.verilog import once
 
 __all__ = ["Head"]
@@ -134,7 +134,7 @@ class _Best(wiring.Component):
 
     def __init__(self, config: HeadConfig) -> None:
         self._depth = config.best
-        self.entry = data.StructLayout({"id": 20, "score": 32})
+        self.entry = data.StructLayout({"id": 20, "key": 32, "minus": 1})
         super().__init__({"insert": In(1), "candidate": In(self.entry), "shift": In(1), "first": Out(self.entry), "valid": Out(1), "more": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
@@ -142,9 +142,8 @@ class _Best(wiring.Component):
         k = self._depth
         entries = [Signal(self.entry, name=f"entry_{i}", reset_less=True) for i in range(k)]
         valid = Signal(k)
-        key = rank(self.candidate.score)
         wins = Signal(k)
-        m.d.comb += wins.eq(Cat(~valid[i] | (key > rank(entry.score)) for i, entry in enumerate(entries)))
+        m.d.comb += wins.eq(Cat(~valid[i] | (self.candidate.key > entry.key) for i, entry in enumerate(entries)))
         with m.If(self.insert):
             m.d.sync += valid.eq(Cat(1, valid)[:k])
             for i, entry in enumerate(entries):
@@ -243,7 +242,7 @@ class Head(wiring.Component):
                 m.d.sync += rows_left.eq(rows_left - 1)
         if config.planes:
             walk, bounds = self._planes(m, dot, idle, planes, beat == 0)
-            m.d.comb += [walk.taken.eq(taken & planes), bounds.score.eq(best.candidate.score)]
+            m.d.comb += [walk.taken.eq(taken & planes), bounds.key.eq(best.candidate.key)]
             with m.If(planes):
                 m.d.sync += [arrived.eq(taken & ~walk.scales), first.eq(walk.beat == 0)]
             scales = Signal(8 * config.beat_bytes, reset_less=True)
@@ -275,9 +274,9 @@ class Head(wiring.Component):
             m.d.comb += [to_float.a.eq(number), scaled.b.eq(_delay(m, "factor", factor, to_float.latency))]
         insert = _delay(m, "insert", ended, clocks, reset_less=False)
         last_row = _delay(m, "last", final, clocks)
-        candidate, score = Signal(20, reset_less=True), Signal(32, reset_less=True)
-        m.d.sync += score.eq(scaled.y)
-        m.d.comb += [best.candidate.id.eq(candidate), best.candidate.score.eq(score)]
+        candidate, key, minus = Signal(20, reset_less=True), Signal(32, reset_less=True), Signal(reset_less=True)
+        m.d.sync += [key.eq(rank(scaled.y)), minus.eq(scaled.y == FP32.sign)]
+        m.d.comb += [best.candidate.id.eq(candidate), best.candidate.key.eq(key), best.candidate.minus.eq(minus)]
 
         top, last_score = Signal(best.entry), Signal()
         if config.lanes == 1:
@@ -290,9 +289,8 @@ class Head(wiring.Component):
                 ends.append(_delay(m, f"end_{i}", ends[-1], 1))
             row_through = scored[-1]
             tops = [Signal(best.entry, name=f"top_{i}", reset_less=True) for i in range(config.lanes)]
-            key = rank(score)
             for i, entry in enumerate(tops):
-                with m.If(scored[i] & ((candidate == 0) | (key > rank(entry.score)))):
+                with m.If(scored[i] & ((candidate == 0) | (key > entry.key))):
                     m.d.sync += entry.eq(best.candidate)
             here, end = (Cat(bits).bit_select(last_lane, 1) for bits in (scored, ends))
             m.d.comb += [best.insert.eq(here), last_score.eq(here & end), top.eq(Array(tops)[lane])]
@@ -305,9 +303,10 @@ class Head(wiring.Component):
 
         m.d.comb += [
             self.token.payload.id.eq(top.id),
-            self.token.payload.score.eq(top.score),
+            self.token.payload.score.eq(score_of(top.key, top.minus)),
             self.token.payload.activation_scale.eq(Array(activation_scales)[lane] if config.lanes > 1 else activation_scales[0]),
-            self.best.payload.eq(best.first),
+            self.best.payload.id.eq(best.first.id),
+            self.best.payload.score.eq(score_of(best.first.key, best.first.minus)),
         ]
         with m.If(self.done.ready):
             m.d.sync += self.done.valid.eq(0)

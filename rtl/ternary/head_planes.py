@@ -11,7 +11,7 @@ from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.ram import OneReadRam
 
-__all__ = ["PlaneBounds", "PlaneWalk", "listed_layout", "rank"]
+__all__ = ["PlaneBounds", "PlaneWalk", "listed_layout", "rank", "score_of"]
 
 ROW = data.StructLayout({"id": 20, "low": 1, "ends": 1, "last": 1})
 """A row that was read: ``low``: of the low plane; ``ends``: it ends its segment's high plane; ``last``: no row follows it."""
@@ -21,6 +21,12 @@ def rank(score: Value) -> Value:
     """Unsigned key that orders fp32 bits like the reals: -0 and +0 alike, NaN lowest (as in the golden model)."""
     magnitude = score[: FP32.bits - 1]
     return Mux(magnitude > FP32.infinity, 0, Mux(score[-1] & magnitude.any(), ~score, score | FP32.sign)[: FP32.bits])
+
+
+def score_of(key: Value, minus: Value) -> Value:
+    """fp32 bits of a key; ``minus``: its zero is -0. All NaNs are one."""
+    ordinary = Mux(minus, FP32.sign, Mux(key[-1], key ^ FP32.sign, ~key))[: FP32.bits]
+    return Mux(key == 0, FP32.nan, ordinary)
 
 
 def listed_layout(planes: PlanesConfig) -> data.StructLayout:
@@ -39,7 +45,7 @@ class PlaneWalk(wiring.Component):
     -------
     start : ``In(1)``, with ``vocabulary``: the next beat is a table's first.
     taken : ``In(1)``: a beat is taken.
-    listed : ``In(stream)`` of low rows, valid whenever a beat of one is taken; left with the row's last beat.
+    listed : ``In(stream)`` of low rows, valid whenever a beat of one is taken; left with the row's last beat, a clock later.
     scales, beat, place, low : what the present beat is: scales, or that beat of a row, its row in the block, of the low plane.
     row_end, row : ``Out``: the beat that is taken ends this row.
     """
@@ -65,7 +71,7 @@ class PlaneWalk(wiring.Component):
         m = Module()
         planes = self._planes
         left, high, base = Signal(20, reset_less=True), Signal(20, reset_less=True), Signal(20, reset_less=True)  # rows; ids of high row, of a list's first
-        scales_next, first, final = Signal(), Signal(), Signal()
+        scales_next, first, final, used = Signal(), Signal(), Signal(), Signal()
         index_bits = _index_bits(planes)
         one_left, list_end = left == 1, self.listed.payload.last
         m.d.comb += [
@@ -75,8 +81,9 @@ class PlaneWalk(wiring.Component):
             self.row.low.eq(self.low),
             self.row.ends.eq(~self.low & (one_left | (high[:index_bits] == planes.segment - 1 if planes.segment > 1 else 1))),
             self.row.last.eq(self.low & list_end & final),
-            self.listed.ready.eq(self.row_end & self.low),
+            self.listed.ready.eq(used),
         ]
+        m.d.sync += used.eq(self.row_end & self.low)  # a clock later: the next row ends after two at the earliest
         with m.If(self.taken & ~self.scales):
             m.d.sync += self.beat.eq(Mux(self.row_end, 0, self.beat + 1))
         with m.If(self.taken & self.scales):
@@ -97,7 +104,7 @@ class PlaneWalk(wiring.Component):
 
 
 class _Sum(wiring.Component):
-    """15 times the sum of a row's positive codes, and 15 times that of the magnitudes of its negative ones; three clocks behind the row's last beat."""
+    """15 times the sum of a row's positive codes, and 15 times that of the magnitudes of its negative ones; four clocks behind the row's last beat."""
 
     def __init__(self, lanes: int, width: int) -> None:
         self._width = width
@@ -110,17 +117,19 @@ class _Sum(wiring.Component):
         with m.If(self.valid):
             m.d.sync += [first.eq(self.last), fresh.eq(first)]
         m.d.sync += valid.eq(self.valid)
-        for name, out, codes in (
-            ("above", self.above, [Mux(code < 0, 0, code)[:7] for code in self.codes]),
-            ("below", self.below, [Mux(code < 0, -code, 0)[:8] for code in self.codes]),
-        ):
-            beat, total = Signal(8 + len(codes).bit_length(), name=f"{name}_beat", reset_less=True), Signal(self._width - 4, name=f"{name}_sum")
+        sums = []
+        for name, codes in (("all", list(self.codes)), ("positive", [Mux(code < 0, 0, code)[:7] for code in self.codes])):
             while len(codes) > 1:
                 codes = [a + b for a, b in zip(codes[::2], codes[1::2], strict=False)] + codes[len(codes) // 2 * 2 :]
+            beat = Signal.like(codes[0], name=f"{name}_beat", reset_less=True)
+            total = Signal(signed(self._width - 2), name=f"{name}_sum", reset_less=True)
             m.d.sync += beat.eq(codes[0])
             with m.If(valid):
                 m.d.sync += total.eq(Mux(fresh, 0, total) + beat)
-            m.d.sync += out.eq((total << 4) - total)
+            sums.append(total)
+        every, positive = sums
+        negative = Signal(self._width - 3, reset_less=True)
+        m.d.sync += [negative.eq(positive - every), self.above.eq((positive << 4) - positive), self.below.eq((negative << 4) - negative)]
         return m
 
 
@@ -132,8 +141,8 @@ class PlaneBounds(wiring.Component):
     codes, codes_valid, codes_last : ``In``: codes of the token as HEAD takes them.
     start : ``In(1)``: a table begins.
     valid, row : ``In``: a row's halves come in the next clock. halves, scale : ``In``, of that row (low rows: the scale is the one kept here).
-    number, factor : ``Out``: to be converted and multiplied, ``score`` is the fp32 product, a clock after the multiplier has it.
-    insert, id, last : ``Out(…)``: ``score`` is that of row ``id``, perhaps the last one.
+    number, factor : ``Out``: to be converted and multiplied, ``key`` is the product's rank, a clock after the multiplier has it.
+    insert, id, last : ``Out(…)``: ``key`` is that of row ``id``, perhaps the last one.
     rescore, listed : ``Out(stream)`` of low rows to read, for the loader, and of the same for ``PlaneWalk``.
     """
 
@@ -155,7 +164,7 @@ class PlaneBounds(wiring.Component):
                 "scale": In(32),
                 "number": Out(signed(config.dot_bits)),
                 "factor": Out(32),
-                "score": In(32),
+                "key": In(32),
                 "insert": Out(1),
                 "id": Out(20),
                 "last": Out(1),
@@ -212,13 +221,12 @@ class PlaneBounds(wiring.Component):
         return m
 
     def _scored(self, m: Module, row: data.View, here: Value) -> None:
-        """``score`` is a lower bound or an exact score where ``here`` is 1, an upper bound in the clock after a lower one."""
-        planes, key = self._planes, Signal(32)
+        """``key`` is a lower bound or an exact score where ``here`` is 1, an upper bound in the clock after a lower one."""
+        planes, key = self._planes, self.key
         bound, upper, ends = Signal(32, reset_less=True), Signal(), Signal(reset_less=True)
         index = Signal(_index_bits(planes), reset_less=True)
         m.submodules.uppers = uppers = OneReadRam(width=32, depth=planes.segment, style="block")
         m.d.comb += [
-            key.eq(rank(self.score)),
             self.insert.eq(here & row.low),
             self.id.eq(row.id),
             self.last.eq(row.last),
