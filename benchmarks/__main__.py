@@ -13,7 +13,7 @@ python -m benchmarks pim_speed              CPU time of a PIM token's cycles: cl
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their longest paths (an hour)
-python -m benchmarks token MODEL            a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB)
+python -m benchmarks token MODEL [PRESET]   a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB)
 python -m benchmarks import                 memory and time of compiling a made-up checkpoint of 2.4 G parameters (3 GB of temporary files)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 python -m benchmarks drafts TEXT            tokens per pass of n-gram drafts over greedy texts of the shipped model
@@ -87,8 +87,8 @@ ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "planes": planes.measure,
 }
 """Benchmarks of a text file: ``python -m benchmarks NAME TEXT``."""
-ON_MODEL: dict[str, Callable[[str], dict[str, Any]]] = {"token": token.measure}
-"""Benchmarks of a shape: ``python -m benchmarks NAME MODEL``, kept as NAME-MODEL."""
+ON_MODEL: dict[str, Callable[..., dict[str, Any]]] = {"token": token.measure}
+"""Benchmarks of a shape, and perhaps a preset: ``python -m benchmarks NAME MODEL [PRESET]``, kept as NAME-MODEL or NAME-MODEL-PRESET."""
 
 
 def draw_pim(path: Path) -> None:
@@ -107,9 +107,10 @@ def newest(name: str) -> dict[str, Any] | None:
 def draw_kv260(path: Path) -> None:
     """The page of full-size models and its plot from a stored result, with what other benchmarks stored; the RTL runs that reports name."""
     stored = json.loads(path.read_text())
-    runs = [result for model in kv260.MODELS if (result := newest(f"token-{model}"))]
+    names = [f"token-{model}{preset}" for model in kv260.MODELS for preset in ("", f"-{kv260.PLANES}")]
+    runs = [result for name in names if (result := newest(name))]
     proofs.write({result["core"]: token.proof(result) for result in runs})
-    for figures in (case for cases in stored["curves"].values() for case in cases if "core" in case):
+    for figures in (case for cases in (*stored["curves"].values(), stored["planes"]) for case in cases if "core" in case):
         figures["backing"] = proofs.backing_of(figures["core"])
     kv260_plots.draw(stored, RESULTS)
     others = {name: result for name in ("resources", "drafts", "planes") if (result := newest(name))}
@@ -130,8 +131,8 @@ def main(arguments: list[str]) -> int:
     runs: dict[str, Callable[[], dict[str, Any]]] = {}
     if len(arguments) == 2 and arguments[0] in ON_TEXT:
         runs[arguments[0]] = partial(ON_TEXT[arguments[0]], Path(arguments[1]))
-    elif len(arguments) == 2 and arguments[0] in ON_MODEL:
-        runs["-".join(arguments)] = partial(ON_MODEL[arguments[0]], arguments[1])
+    elif len(arguments) in (2, 3) and arguments[0] in ON_MODEL:
+        runs["-".join(arguments)] = partial(ON_MODEL[arguments[0]], *arguments[1:])
     elif all(name in MEASURES | ON_REQUEST for name in arguments):
         runs = {name: (MEASURES | ON_REQUEST)[name] for name in arguments or MEASURES}
     else:

@@ -24,13 +24,12 @@ from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.core_cycles import CoreTiming
 from lutra.hls_models.ternary.core_units import PassPlan
-from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.hls_models.ternary.resources import KINDS
 from lutra.mapping.catalogue import open_model
 from lutra.progress import step
 from lutra.proofs import backing, sizes_hash
 
-__all__ = ["CONTEXTS", "MODELS", "PRESET", "PROMPTS", "Case", "cases", "measure", "timed"]
+__all__ = ["CONTEXTS", "MODELS", "PLANES", "PRESET", "PROMPTS", "Case", "cases", "measure", "timed"]
 
 PRESET = "kv260"
 MODELS = ("bitnet-0.73b", "bitnet-2b4t")
@@ -39,7 +38,9 @@ PROMPTS = (64, 128, 512, 2048, 4096)
 CURVE_CONTEXTS = (128, 1024)
 CURVE_PROMPT = 128
 ROOM = 4096
-SEGMENT = 512  # rows of the head between two decisions about the low plane, at least
+PLANES = "kv260-planes"
+SHARES = (0.0, 0.1, 0.374, 1.0)
+"""Of a head's rows that are scored again: none (a row of each segment), a tenth, what the shipped model was measured at (`planes`), all."""
 
 Changes = tuple[tuple[str, Any], ...]
 CURVES: dict[str, dict[str, Changes]] = {
@@ -78,9 +79,9 @@ def cases() -> list[Case]:
     return found + [Case(curve, name, model, changes) for model in MODELS for curve, variants in CURVES.items() for name, changes in variants.items()]
 
 
-def core(case: Case) -> CoreSpec:
+def core(case: Case, preset: str = PRESET) -> CoreSpec:
     """Its core; ConfigError where the variant is not possible for the model."""
-    values = load_config(PRESET, CoreConfig).model_dump()
+    values = load_config(preset, CoreConfig).model_dump()
     for name, value in case.changes:
         (values["memory"] if name in values["memory"] else values)[name] = value
     values["beat_bytes"] = 16 * values["memory"]["ports"]
@@ -140,7 +141,6 @@ def timed(case: Case) -> dict[str, Any]:
             "parameters": spec.shape.parameters,
             "core": sizes_hash(spec),
             "backing": backing(spec),
-            "planes": _planes(spec),
             "sizes": spec.config.model_dump(mode="json"),
             "prefill": prefill,
             "decode": decode,
@@ -163,18 +163,33 @@ def serial() -> dict[str, dict[str, dict[str, int]]]:
     return found
 
 
-def _planes(spec: CoreSpec) -> dict[str, int]:
-    """Beats of the head as one table and in two planes."""
-    per_beat = spec.config.beat_bytes // 4  # scales
-    planes = PlanesConfig(beat_bytes=spec.config.beat_bytes, hidden=spec.shape.hidden, segment=-(-SEGMENT // per_beat) * per_beat)
-    rows = spec.shape.vocabulary
-    return {
-        "vocabulary": rows,
-        "beat_bytes": spec.config.beat_bytes,
-        "int8_beats": rows * spec.loader.table_beats,
-        "high_beats": planes.high_beats(rows),
-        "row_beats": planes.row_beats,
-    }
+def planes() -> list[dict[str, Any]]:
+    """Decoding with the head in two planes, by model, context and share of the rows that are scored again."""
+    found = []
+    for model in MODELS:
+        spec = core(Case("planes", PLANES, model), PLANES)
+        program = engine.compile_program(spec.shape, spec.config)
+        taken = check_fit(spec)
+        assert taken is not None
+        points = []
+        for context in CURVE_CONTEXTS:
+            for share in SHARES:
+                report = report_of(spec, program, engine.timing(spec, program, prompt=2, contexts=[context], rescored=share))
+                assert report.decode is not None and report.memory is not None
+                points.append(
+                    {
+                        "context": context,
+                        "share": share,
+                        "cycles": int(report.decode.cycles_per_token),
+                        "tokens_per_second": report.decode.tokens_per_second,
+                        "bytes": report.memory.bytes_per_token,
+                    }
+                )
+        fit = taken[0]
+        resources = {kind: round(fit.used[kind], 1) for kind in KINDS}
+        about = {"model": model, "core": sizes_hash(spec), "backing": backing(spec), "resources": resources, "fits": not fit.excess}
+        found.append({**about, "vocabulary": spec.shape.vocabulary, "points": points})
+    return found
 
 
 def measure(cores: int | None = None) -> dict[str, Any]:
@@ -185,4 +200,11 @@ def measure(cores: int | None = None) -> dict[str, Any]:
         for done, figures in enumerate(pool.imap(timed, todo), 1):
             found.setdefault(figures["curve"], []).append(figures)
             update(done, len(todo))
-    return {"seconds": round(time.perf_counter() - begin, 1), "cores": cores or os.cpu_count(), "tellme": tellme.measure(), "serial": serial(), "curves": found}
+    return {
+        "seconds": round(time.perf_counter() - begin, 1),
+        "cores": cores or os.cpu_count(),
+        "tellme": tellme.measure(),
+        "serial": serial(),
+        "planes": planes(),
+        "curves": found,
+    }

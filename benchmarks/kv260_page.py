@@ -270,27 +270,33 @@ would be as repetitive is an assumption.
 
 
 def _planes(result: Row, found: Row) -> str:
-    """What the head in two planes would move and gain at full size."""
-    shares = {"none (bound)": 0.0, f"{100 * found['rescored_share']:.0f} % (as measured)": found["rescored_share"], "all (worst case)": 1.0}
+    """What the head in two planes moves and gains at full size."""
+    names = {0.0: "one of each 128 (bound)", 0.374: "37 % (as measured)", 1.0: "all (worst case)"}
+    points = {(one["model"], point["context"], point["share"]): point for one in result["planes"] for point in one["points"]}
+    contexts, shares = (sorted({key[place] for key in points}) for place in (1, 2))
     rows = []
-    for name, share in shares.items():
-        row = [name]
+    for share in shares:
+        row = [names.get(share, f"{100 * share:.0f} %")]
         for model in MODELS:
-            ours = preset_of(result, model)
-            decode = _at(ours["decode"], "context", 128)
-            assert decode is not None
-            sizes = ours["planes"]
-            beats = sizes["high_beats"] + share * sizes["vocabulary"] * sizes["row_beats"]
-            beat, rate = sizes["beat_bytes"], ours["bandwidth"]
-            saved = (sizes["int8_beats"] - beats) * beat
-            row += [f"{(decode['bytes'] - saved) / 1e6:,.1f}", f"{1 / (1 / decode['tokens_per_second'] - saved / rate):.2f}"]
+            row.append(f"{points[model, contexts[0], share]['bytes'] / 1e6:,.1f}")
+            row += [f"{points[model, context, share]['tokens_per_second']:.2f}" for context in contexts]
         rows.append(row)
-    head = ["rows scored again", *(f"{NAMES[m]}: {text}" for m in MODELS for text in ("MB a token", "tokens/s at 128"))]
-    return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; every choice is certified to be
-the int8 head's. On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) {found["same_choices"]:,} choices
-are the int8 head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes
-are read. At full size *predicted* from the bytes alone: what the memory does not move, at the preset's rate; how many rows a trained model of that size
-would score again is not known.
+    row = ["one 8-bit table (preset `kv260`)"]
+    for model in MODELS:
+        decode = [_at(preset_of(result, model)["decode"], "context", context) for context in contexts]
+        known = [one for one in decode if one]
+        row += [f"{known[0]['bytes'] / 1e6:,.1f}", *(f"{one['tokens_per_second']:.2f}" for one in known)]
+    rows.append(row)
+    head = ["rows scored again"]
+    head += [f"{NAMES[m]}: {text}" for m in MODELS for text in ("MB a token", *(f"tokens/s at {context:,}" for context in contexts))]
+    backed = " ".join(f"{NAMES[one['model']]}: {one['backing'] or 'no RTL run stored'}." for one in result["planes"])
+    kinds = ", ".join(f"{NAMES[one['model']]} {one['resources']['lut']:,.0f} LUT, {one['resources']['bram36']:.1f} BRAM36" for one in result["planes"])
+    fits = "fit" if all(one["fits"] for one in result["planes"]) else "do not fit"
+    return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; LOADER and HEAD do it in hardware.
+Preset `kv260-planes`: {kinds} by the fitted model, which {fits}. Every choice is certified to be the int8 head's. On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) {found["same_choices"]:,} choices are the
+int8 head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes are read.
+At full size *predicted* by the cycle model; how many rows a trained model of that size would score again is not known, and in the worst case no more bytes
+are read than of the 8-bit table. On the RTL: {backed}
 
 {_table(head, rows)}"""
 

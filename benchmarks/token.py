@@ -39,11 +39,11 @@ VOCABULARY = 2048
 SEED = 1
 
 
-def full_size(name: str) -> CoreSpec:
-    """The preset's core for a shipped shape."""
+def full_size(name: str, preset: str = PRESET) -> CoreSpec:
+    """A preset's core for a shipped shape."""
     shape = open_model(name)
     assert isinstance(shape, ModelShape)
-    return CoreSpec(config=load_config(PRESET, CoreConfig), shape=shape)
+    return CoreSpec(config=load_config(preset, CoreConfig), shape=shape)
 
 
 def one_layer(shape: ModelShape) -> ModelShape:
@@ -138,14 +138,15 @@ def _figures(found: CoreRun, seconds: float, simulator: float) -> dict[str, Any]
     }
 
 
-def measure(model: str) -> dict[str, Any]:
+def measure(model: str, preset: str = PRESET) -> dict[str, Any]:
     """A whole token at ``CONTEXT`` and ``PROMPT`` tokens through one layer."""
-    spec = full_size(model)
+    spec = full_size(model, preset)
     bench = CoreBench({"core": (spec, 0)}, plain=True)
     begin = time.perf_counter()
     bench.build()
     found: dict[str, Any] = {
         "model": model,
+        "preset": preset,
         "core": sizes_hash(spec),
         "context": CONTEXT,
         "prompt": PROMPT,
@@ -162,7 +163,10 @@ def measure(model: str) -> dict[str, Any]:
             begin = time.perf_counter()
             program = compiled(spec, shape, Path(folder) / name, rows=rows)
             middle, used = time.perf_counter(), _processor_seconds()
-            figures = _figures(run(bench, program, turn), time.perf_counter() - middle, _processor_seconds() - used)
+            done = run(bench, program, turn)
+            figures = _figures(done, time.perf_counter() - middle, _processor_seconds() - used)
+            if spec.planes and turn.start:
+                figures["rescored"] = sum(times.rescored for times in done.times)
             found[name] = {"layers": shape.layers, "image_seconds": round(middle - begin, 1), "image_bytes": program.beats * program.beat_bytes, **figures}
     found["tokens_per_second"] = spec.config.clock_hz / found["token"]["pass_cycles"]
     return found
@@ -171,8 +175,9 @@ def measure(model: str) -> dict[str, Any]:
 def proof(result: dict[str, Any]) -> str:
     """What a stored result shows, in words."""
     token, layer = result["token"], result["layer"]
+    again = f", {token['rescored']:,} rows of it scored again" if "rescored" in token else ""
     parts = [
-        f"a whole token at context {result['context']} ({token['layers']} layers and head): {token['pass_cycles']:,} cycles as predicted, "
+        f"a whole token at context {result['context']} ({token['layers']} layers and head{again}): {token['pass_cycles']:,} cycles as predicted, "
         f"{token['words_compared']:,} words, {token['words_mismatched']} differ",
         f"{result['prompt']} prompt tokens through one layer: {layer['pass_cycles']:,} cycles as predicted, {layer['words_compared']:,} words, "
         f"{layer['words_mismatched']} differ",

@@ -81,11 +81,12 @@ def check_simulator() -> None:
     tools()
 
 
-def timing(spec: CoreSpec, program: Program, *, prompt: int, contexts: Sequence[int]) -> Timing:
-    """The cycle model: prefill of ``prompt`` tokens, then one decode pass per context (KV rows attended, the present token included)."""
+def timing(spec: CoreSpec, program: Program, *, prompt: int, contexts: Sequence[int], rescored: float = 1.0) -> Timing:
+    """The cycle model: prefill of ``prompt`` tokens, then one decode pass per context (KV rows attended, the present token included); ``rescored``: share of
+    the rows that a head in two planes scores again."""
     from lutra.hls_models.ternary.core_cycles import CoreTiming
 
-    model = CoreTiming(spec, program)
+    model = CoreTiming(spec, program, rescored=rescored)
     passes = model.run(prompt, 1)
     return _timing(passes + model.passes([(context - 1, 1, True) for context in contexts]), len(passes), 0)
 
