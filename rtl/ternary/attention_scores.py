@@ -13,6 +13,8 @@ from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatMul, IntToFloat, greater
 from lutra.rtl.ternary.attention_float import FloatDot, dot_latency
 from lutra.rtl.ternary.attention_items import counter, delay, item_layout, row_address, row_layout, row_memory
+from lutra.rtl.ternary.dsp import QuadDot
+from lutra.rtl.verilog import once
 
 __all__ = ["Scores", "maximum_layout"]
 
@@ -141,8 +143,10 @@ class Scores(wiring.Component):
     def _products(self, m: Module, query: data.View, key_bits: Signal) -> None:
         """From the registered key row to ``score``: products, a register per level of the tree, conversion, scaling."""
         key = data.View(row_layout(self.config), key_bits)
-        level = [register(m, query.codes[i] * key.codes[i], f"product_{i}") for i in range(self.config.head_dim)]
-        depth = 0
+        if self.config.tree == "dsp" and self.config.head_dim % 4 == 0:  # products and two levels of the tree
+            level, depth = self._quads(m, query.codes.as_value(), key.codes.as_value()), 2
+        else:
+            level, depth = [register(m, query.codes[i] * key.codes[i], f"product_{i}") for i in range(self.config.head_dim)], 0
         while len(level) > 1:
             pairs = [register(m, a + b, f"sum_{depth}_{i}") for i, (a, b) in enumerate(zip(level[0::2], level[1::2], strict=False))]
             odd = [register(m, level[-1], f"sum_{depth}_odd")] if len(level) % 2 else []
@@ -159,6 +163,16 @@ class Scores(wiring.Component):
             scaled.b.eq(register(m, scale.y, "scale_late", waiting)),
             self.score.eq(scaled.y),
         ]
+
+    def _quads(self, m: Module, query: Value, key: Value) -> list[Signal]:
+        """Sums of four products each."""
+        sums: list[Signal] = []
+        for i in range(self.config.head_dim // 4):
+            quad = QuadDot()
+            m.submodules[f"quad_{i}"] = once(quad, "quad_dot")
+            m.d.comb += [quad.a.eq(query.word_select(i, 32)), quad.b.eq(key.word_select(i, 32))]
+            sums.append(quad.y)
+        return sums
 
     def _float_products(self, m: Module, query: Signal, row: Value, active: Value, step: Signal) -> None:
         """From the key row as it is read (step 0) to ``score``; the query goes round once per key. What loads it must come later than this."""
