@@ -135,9 +135,9 @@ class Scores(wiring.Component):
         if config.kv_format == "int8":
             self._products(m, query, register(m, read_key.data.as_value(), "key"))
         valid = delay(m, (left != 0) & (step == config.key_steps - 1), "valid", self.latency)
-        # The last of its registers is a flip-flop, as the row is an address: reset keeps synthesis from taking it into a shift register.
-        late = delay(m, register(m, tag.as_value(), "tag", self.latency - 1), "tag_last", 1)
-        self._maximum(m, valid, data.View(tag_layout, late))
+        # The last of its registers are flip-flops, as the row is an address: reset keeps synthesis from taking them into a shift register.
+        early = delay(m, register(m, tag.as_value(), "tag", self.latency - 2), "tag_early", 1)
+        self._maximum(m, valid, data.View(tag_layout, early), data.View(tag_layout, delay(m, early, "tag_last", 1)))
         return m
 
     def _products(self, m: Module, query: data.View, key_bits: Signal) -> None:
@@ -192,14 +192,15 @@ class Scores(wiring.Component):
             self.score.eq(dot.y),
         ]
 
-    def _maximum(self, m: Module, valid: Signal, tag: data.View) -> None:
-        m.submodules.maxima = maxima = Memory(shape=FP32.bits, depth=1 << len(tag.row), init=[])
+    def _maximum(self, m: Module, valid: Signal, early: data.View, tag: data.View) -> None:
+        """``early`` is ``tag`` a clock before: a row's maximum is read in that clock, as no item begins in the clock after another one's end."""
+        m.submodules.maxima = maxima = Memory(shape=FP32.bits, depth=1 << len(tag.row), init=[], attrs={"ram_style": "distributed"})
         store, read = maxima.write_port(), maxima.read_port(domain="comb")
         running, older, start = (Signal(FP32.bits, name=name, reset_less=True) for name in ("running", "older", "start_maximum"))
         base, top = Signal(FP32.bits), Signal(FP32.bits)
+        m.d.sync += start.eq(Mux(early.first, C(FP32.infinity | FP32.sign, FP32.bits), read.data))
         m.d.comb += [
-            read.addr.eq(tag.row),
-            start.eq(Mux(tag.first, C(FP32.infinity | FP32.sign, FP32.bits), read.data)),
+            read.addr.eq(early.row),
             base.eq(Mux(tag.start, start, running)),
             top.eq(Mux(greater(FP32, self.score, base), self.score, base)),
             store.addr.eq(tag.row),
