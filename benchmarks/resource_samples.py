@@ -97,6 +97,7 @@ SAMPLES: Mapping[str, list[Any]] = {
         BLOCKS["attention"],
         _attention(5, 1, 32, vector_lanes=4, context=256, max_tokens=8, key_tile=32, row_ram="distributed"),
         _attention(4, 4, 64, vector_lanes=4, tree="dsp"),
+        _attention(4, 2, 128, vector_lanes=4, tree="dsp"),
         _attention(4, 2, 32, kv_format="fp16", vector_lanes=4, context=256, row_ram="distributed"),
     ],
     "head": [BLOCKS["head"], _head(24, 1), _head(32, 2), _head(32, 3, tree="lut"), _head(64, 1, best=4)],
