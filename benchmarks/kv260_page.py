@@ -293,8 +293,9 @@ def _planes(result: Row, found: Row) -> str:
     kinds = ", ".join(f"{NAMES[one['model']]} {one['resources']['lut']:,.0f} LUT, {one['resources']['bram36']:.1f} BRAM36" for one in result["planes"])
     fits = "fit" if all(one["fits"] for one in result["planes"]) else "do not fit"
     return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; LOADER and HEAD do it in hardware.
-Preset `kv260-planes`: {kinds} by the fitted model, which {fits}. Every choice is certified to be the int8 head's. On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) {found["same_choices"]:,} choices are the
-int8 head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes are read.
+Preset `kv260-planes`: {kinds} by the fitted model, which {fits}. Every choice is certified to be the int8 head's.
+On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) {found["same_choices"]:,} choices are the int8
+head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes are read.
 At full size *predicted* by the cycle model; how many rows a trained model of that size would score again is not known, and in the worst case no more bytes
 are read than of the 8-bit table. On the RTL: {backed}
 

@@ -102,7 +102,8 @@ SAMPLES: Mapping[str, list[Any]] = {
     "attention": [
         BLOCKS["attention"],
         _attention(5, 1, 32, vector_lanes=4, context=256, max_tokens=8, key_tile=32, row_ram="distributed"),
-        _attention(4, 4, 64, vector_lanes=4),
+        _attention(4, 4, 64, vector_lanes=4, tree="dsp"),
+        _attention(4, 2, 128, vector_lanes=4, tree="dsp"),
         _attention(4, 2, 32, kv_format="fp16", vector_lanes=4, context=256, row_ram="distributed"),
     ],
     "head": [
@@ -130,7 +131,7 @@ HELD_OUT: Mapping[str, list[Any]] = {
     "linear": [LARGE["linear"], _linear(12, 4, 4, tree="dsp", activation_ram="ultra", max_k=1536), _linear(10, 5, 2, max_k=768)],
     "weights": [_weights(12, 10, 64), _weights(12, 6, 48)],
     "vector": [LARGE["vector"], _vector(4, dividers=6, max_tokens=16)],
-    "attention": [LARGE["attention"], _attention(8, 2, 96, vector_lanes=4)],
+    "attention": [LARGE["attention"], _attention(8, 2, 96, vector_lanes=4, tree="dsp")],
     "head": [LARGE["head"], _head(48, 2, tree="lut"), LARGE["head"].model_copy(update={"planes": _planes(64, 2560)})],
     "loader": [LARGE["loader"], _loader(48)],
     "control": [_spec("kv260", "bitnet-2b4t", best=16)],

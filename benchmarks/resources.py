@@ -24,7 +24,7 @@ from lutra.mapping.catalogue import open_model
 
 __all__ = ["fit", "measure"]
 
-SHAPES = ("bitnet-0.73b", "bitnet-2b4t")
+CORES = [(preset, shape) for preset in ("kv260", "kv260-planes") for shape in ("bitnet-0.73b", "bitnet-2b4t")]
 CLOCK_HZ = 250e6
 
 
@@ -92,9 +92,9 @@ def _statistics(errors: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     return {kind: {"mean": round(float(np.mean(found)), 4), "max": round(max(found), 4), "blocks": len(found)} for kind, found in sizes.items()}
 
 
-def _core(shape: str, limit: float, totals: dict[str, float]) -> dict[str, Any]:
-    """A core of the preset by synthesis and by the model, block by block, with the longest path of each."""
-    spec = CoreSpec(config=load_config("kv260", CoreConfig), shape=open_model(shape))  # type: ignore[arg-type]
+def _core(preset: str, shape: str, limit: float, totals: dict[str, float]) -> dict[str, Any]:
+    """A core of a preset by synthesis and by the model, block by block, with the longest path of each."""
+    spec = CoreSpec(config=load_config(preset, CoreConfig), shape=open_model(shape))  # type: ignore[arg-type]
     blocks, whole, predicted = {}, Resources(), model.resources(spec)
     for block, config in block_configs(spec).items():
         netlists = block_netlists(block, config)
@@ -129,6 +129,6 @@ def measure() -> dict[str, Any]:
     model.coefficients.cache_clear()
     device = load_device("kv260")
     totals = {str(kind): float(total) for kind, total in device.totals.items()}
-    cores = {shape: _core(shape, device.limit, totals) for shape in SHAPES}
+    cores = {shape if preset == "kv260" else f"{shape}, {preset}": _core(preset, shape, device.limit, totals) for preset, shape in CORES}
     rule = "paths before placement, by the rule in fpga_flows/families.py; 250 MHz is a claim until a routed design backs it"
     return {"yosys": version(), "errors": errors, "clock_rule": rule, "cores": cores}

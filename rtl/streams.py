@@ -129,19 +129,26 @@ class Gearbox(wiring.Component):
             m.d.comb += source.ready.eq(Mux(pop, level < 2 * outputs, ~enough))
         kept = Signal(range(capacity + 1))  # what stays after this cycle's output
         m.d.comb += kept.eq(Mux(pop, Mux(level <= outputs, 0, level - outputs), level))
-        fresh = Signal(inputs * width)  # items past the count are cleared: what stays above the level is zero, the padding of a flush
-        items = source.payload.items.as_value()
-        m.d.comb += fresh.eq(Cat(Mux(source.payload.count > i, items[i * width : (i + 1) * width], Const(0, width)) for i in range(inputs)))
-        placed = Signal(capacity * width)
-        with m.Switch(kept):
-            for position in range(outputs):
-                with m.Case(position):
-                    m.d.comb += placed.eq(fresh << (position * width))
         with m.If(push | pop):
-            m.d.sync += [
-                level.eq(kept + Mux(push, source.payload.count, 0)),
-                held.eq(Mux(pop, held >> (outputs * width), held) | Mux(push, placed, 0)),
-            ]
+            m.d.sync += level.eq(kept + Mux(push, source.payload.count, 0))
+        items = source.payload.items.as_value()
+        if inputs == 1:
+            for i in range(outputs):  # registers with enable and reset: no logic in front of them
+                item, placed = held[i * width : (i + 1) * width], push & (kept == i)
+                with m.If(pop & ~placed):
+                    m.d.sync += item.eq(0)
+                with m.Elif(placed):
+                    m.d.sync += item.eq(items)
+        else:
+            fresh = Signal(inputs * width)  # items past the count are cleared: what stays above the level is zero, the padding of a flush
+            m.d.comb += fresh.eq(Cat(Mux(source.payload.count > i, items[i * width : (i + 1) * width], Const(0, width)) for i in range(inputs)))
+            placed = Signal(capacity * width)
+            with m.Switch(kept):
+                for position in range(outputs):
+                    with m.Case(position):
+                        m.d.comb += placed.eq(fresh << (position * width))
+            with m.If(push | pop):
+                m.d.sync += held.eq(Mux(pop, held >> (outputs * width), held) | Mux(push, placed, 0))
         with m.If(push):
             m.d.sync += flushing.eq(source.payload.last)
         with m.Elif(pop & sink.payload.last):

@@ -23,8 +23,8 @@ DATA = ("plain", "zero_values", "equal_scores", "huge_scales", "tiny_weights", "
 SMALLEST = AttentionConfig(heads=1, kv_heads=1, head_dim=1, layers=1, context=1, max_tokens=1, key_tile=1, vector_lanes=1)
 
 
-KINDS: tuple[dict[str, object], ...] = ({"kv_format": "int8"}, {"kv_format": "fp16"}, {"kv_format": "int8", "shared": True})
-"""Number formats, and where keys and values lie."""
+KINDS: tuple[dict[str, object], ...] = ({"kv_format": "int8"}, {"kv_format": "fp16"}, {"kv_format": "int8", "shared": True, "tree": "dsp"})
+"""Number formats, where keys and values lie, and what adds."""
 
 
 def configurations(seed: int, count: int = 14) -> list[AttentionConfig]:

@@ -53,6 +53,7 @@ class AttentionConfig(Config):
     partials: int = Field(default=8, ge=1, le=64, description="partial sums of a denominator (A)")
     kv_format: KvFormat = Field(default="int8", description="number format of queries, keys and values")
     shared: bool = Field(default=False, description="keys and values lie in a shared memory: LOADER brings their rows, AxiWriter takes new ones")
+    tree: Literal["lut", "dsp"] = Field(default="lut", description="dsp: sums of int8 products are in the DSP48E2 blocks of the products (xcup)")
     row_ram: Literal["distributed", "block"] = Field(default="distributed", description="memory of the queries of a pass and of tiles: LUT-RAM or block RAM")
     deep_ram: Literal["block", "ultra"] | None = Field(default=None, description="memory of scores and running outputs; none: block RAM as row_ram, or any")
 

@@ -5,6 +5,7 @@ Each feature names what it counts, so that a coefficient is look-up tables (flip
 """
 
 from collections.abc import Callable, Mapping
+from math import gcd
 from typing import Any
 
 from lutra.hls_models.ternary.attention import AttentionConfig
@@ -33,13 +34,14 @@ def adder_bits(operands: int, width: int) -> int:
 
 
 def _gearbox(bits: int, inputs: int, outputs: int) -> float:
-    """Bits of a gearbox' multiplexers: what it holds times the levels of its shifter."""
-    return bits * (inputs + outputs - 1) * max(1, (outputs - 1).bit_length())
+    """Bits of a gearbox' multiplexers: what it holds times the levels of its shifter; none where one item comes at a time."""
+    return 0 if inputs == 1 else bits * (inputs + outputs - 1) * max(1, (outputs - 1).bit_length())
 
 
 def _linear(c: TlmmConfig) -> Features:
     sums, pairs = c.columns * c.lanes, c.tables // 2
     upper = adder_bits(c.tables, c.value_bits) - pairs * (c.value_bits + 1)
+    together = gcd(c.vector_lanes, c.block)
     return {
         "one": 1,
         "leaf_bits": sums * c.tables * c.value_bits,
@@ -54,7 +56,7 @@ def _linear(c: TlmmConfig) -> Features:
         "build_bits": c.tables * c.lanes * c.value_bits,
         "index_bits": c.row_bits,
         "word_bits": c.block * c.activation_bits,
-        "word_shifter_bits": _gearbox(c.activation_bits, c.vector_lanes, c.block),
+        "word_shifter_bits": _gearbox(c.activation_bits * together, c.vector_lanes // together, c.block // together),
         "sum_shifter_bits": _gearbox(c.accumulator_bits, c.columns, c.vector_lanes),
     }
 
@@ -78,11 +80,15 @@ def _vector(c: VectorConfig) -> Features:
 
 
 def _attention(c: AttentionConfig) -> Features:
-    int8 = c.kv_format == "int8"
+    int8, blocks = c.kv_format == "int8", c.tree == "dsp"
+    scores = adder_bits(c.head_dim // 4, 18) if blocks and c.head_dim % 4 == 0 else adder_bits(c.head_dim, 16)
+    sums = c.head_dim * (16 + (c.key_tile - 1).bit_length())
     return {
         "one": 1,
         "lanes": c.vector_lanes,
         "integer_products": c.head_dim * int8,
+        "registered_products": c.head_dim * int8 * (not blocks),
+        "adder_bits": (scores + sums * (not blocks)) * int8,
         "float_products": 0 if int8 else c.key_lanes,
         "row_bits": c.row_bits,
         "queue_bits": c.head_beats * c.vector_lanes,

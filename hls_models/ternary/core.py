@@ -143,6 +143,7 @@ class CoreSpec(Config):
             partials=c.partials,
             kv_format=c.kv_format,
             shared=c.memory is not None,
+            tree=c.tree,
             row_ram="block" if c.device_ram == "ultra" else "distributed",
         )
 

@@ -111,7 +111,7 @@ class FloatProducts(wiring.Component):
     w_valid, w, w_end : ``In``, weights of an item
     weights_free : ``Out(1)``, an item's weights were read
     v_write, slot, index, codes : write port of the V tiles; ``v_release`` : ``Out(1)``, a tile was read for the last time
-    valid, products : ``Out``, an item's P
+    valid : ``Out(1)``; products : ``Out``, an item's P, from the clock after ``valid``
     products_free : ``In(1)``
     """
 
@@ -197,10 +197,10 @@ class FloatProducts(wiring.Component):
                 add.b.eq(product.y),
             ]
             sums.append(add.y)
-        # The last key's sums leave step by step: newest on top.
+        # The last key's sums come step by step: newest on top.
         latest = Signal(FP32.bits * config.key_lanes)
         m.d.comb += [latest.word_select(i, FP32.bits).eq(value) for i, value in enumerate(sums)]
-        whole = self.products.as_value()
+        whole = Signal(len(self.products.as_value()))
         if config.key_steps > 1:
             earlier = Signal(len(whole) - len(latest), reset_less=True)
             with m.If(delay(m, last, "last_sum", to_sum + FLOAT_LATENCY["add"])):
@@ -209,3 +209,5 @@ class FloatProducts(wiring.Component):
         else:
             m.d.comb += whole.eq(latest)
         m.d.comb += self.valid.eq(delay(m, final, "final_sum", to_sum + FLOAT_LATENCY["add"]))
+        with m.If(self.valid):
+            m.d.sync += self.products.as_value().eq(whole)

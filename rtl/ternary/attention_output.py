@@ -17,6 +17,8 @@ from lutra.rtl.floats import FloatAdd, FloatConvert, FloatMul, FloatToInt, IntTo
 from lutra.rtl.streams import Queue
 from lutra.rtl.ternary.attention_denominator import Quotient
 from lutra.rtl.ternary.attention_items import TABLE_DEPTH, counter, deep_memory, delay, item_layout, row_address, row_memory
+from lutra.rtl.ternary.dsp import Accumulator
+from lutra.rtl.verilog import once
 
 __all__ = ["Output", "Products", "product_bits"]
 
@@ -34,7 +36,7 @@ class Products(wiring.Component):
     """P_d = sum of c_j * v_jd with c_j = rint(f32(w_j * f32(255 / largest w))), a key per clock.
 
     An item is taken when its quotient is known, the item before has read its last weight, and one of the two places for P is free. Taken at t, weight j is read
-    at t + 1 + j, and P is stored ``latency`` clocks after the last weight was read. Nothing stalls an item once taken.
+    at t + 1 + j, and P is complete ``latency`` clocks after the last weight was read. Nothing stalls an item once taken.
 
     Members
     -------
@@ -42,7 +44,7 @@ class Products(wiring.Component):
     w_valid, w, w_end, w_largest : ``In``, weights of an item, its maximum with the last one
     weights_free : ``Out(1)``, an item's weights were read
     v_write, slot, index, codes : write port of the V tiles; ``v_release`` : ``Out(1)``, a tile was read for the last time
-    valid, products, scale : ``Out``, an item's P, and the scale of its codes
+    valid : ``Out(1)``; products, scale : ``Out``, an item's P and the scale of its codes, in the clock after ``valid``, and for as long as no item is taken
     products_free : ``In(1)``
     """
 
@@ -161,12 +163,18 @@ class Products(wiring.Component):
         return data.View(codes, register(m, fetch.data.as_value(), "value"))
 
     def _sums(self, m: Module, code: Signal, row: data.View, valid: Any, start: Any, end: Any) -> None:
+        width = product_bits(self.config)
+        more = Signal()
+        m.d.comb += more.eq(~start)
         for i in range(self.config.head_dim):
-            product = register(m, code[:8] * row[i], f"product_{i}")
-            total = Signal(signed(product_bits(self.config)), name=f"total_{i}", reset_less=True)
-            m.d.comb += self.products[i].eq(Mux(start, 0, total) + product)
-            with m.If(valid):
-                m.d.sync += total.eq(self.products[i])
+            if self.config.tree == "dsp":
+                total = Accumulator(width=width)
+                m.submodules[f"total_{i}"] = once(total, f"accumulator_{width}")
+                m.d.comb += [total.a.eq(code[:8]), total.b.eq(row[i]), total.enable.eq(valid), total.more.eq(more), self.products[i].eq(total.y)]
+            else:
+                product = register(m, code[:8] * row[i], f"product_{i}")
+                with m.If(valid):
+                    m.d.sync += self.products[i].eq(Mux(more, self.products[i], 0) + product)
         m.d.comb += self.valid.eq(end)
 
 
@@ -181,7 +189,7 @@ class Output(wiring.Component):
     Members
     -------
     tag : ``Out``; ``item``, ``factor`` : ``In``, of the item with this number
-    products_valid, products, scale : ``In``; ``products_free`` : ``Out(1)``
+    products_valid, products, scale : ``In``, as of :class:`Products`; ``products_free`` : ``Out(1)``
     denominator_valid, denominator : ``In``
     values : ``Out(stream)`` of {values}; ``final`` : ``Out(1)``, with the last beat of an instruction
     """
@@ -218,9 +226,10 @@ class Output(wiring.Component):
         m.submodules.inverse = inverse = Quotient(numerator=FP32.one)
         m.submodules.inverses = inverses = Memory(shape=FP32.bits, depth=TABLE_DEPTH, init=[])
         store_inverse, fetch_inverse = inverses.write_port(), inverses.read_port(domain="comb")
-        stored = data.StructLayout({"products": self.products.shape()} | ({} if self._floating else {"scale": FP32.bits}))
-        m.submodules.items = items = Memory(shape=stored, depth=2, init=[])
-        store, fetch = items.write_port(), items.read_port(domain="comb")
+        # Of two items that wait, the newer one stays where its P was made: there is no place in which a third one could begin.
+        fresh = Cat(self.products.as_value(), *([] if self._floating else [self.scale]))
+        older = Signal(len(fresh), reset_less=True)
+        fresh_waits, older_waits, shift = Signal(), Signal(), Signal()
 
         take, moved = Signal(), Signal()
         busy = Signal(range(beats + self.update + 1))
@@ -240,27 +249,30 @@ class Output(wiring.Component):
             store_inverse.data.eq(inverse.result),
             store_inverse.en.eq(inverse.valid),
             fetch_inverse.addr.eq(self.tag),
-            store.data.products.eq(self.products),
-            store.en.eq(self.products_valid),
+            shift.eq(fresh_waits & (take == older_waits)),
             take.eq((busy == 0) & (known != 0) & (waiting != 0) & (~item.last | (room >= beats))),
             self.products_free.eq(take),
         ]
-        if not self._floating:
-            m.d.comb += store.data.scale.eq(self.scale)
-        for port, moves in ((store_inverse, inverse.valid), (store, self.products_valid), (fetch, take)):
-            with m.If(moves):
-                m.d.sync += port.addr.eq(port.addr + 1)
+        m.d.sync += [
+            fresh_waits.eq(self.products_valid | (fresh_waits & ~take & older_waits)),
+            older_waits.eq(shift | (older_waits & ~take)),
+        ]
+        with m.If(shift):
+            m.d.sync += older.eq(fresh)
+        with m.If(inverse.valid):
+            m.d.sync += store_inverse.addr.eq(store_inverse.addr + 1)
         with m.If(busy != 0):
             m.d.sync += busy.eq(busy - 1)
         lanes = data.ArrayLayout(self.products.shape().elem_shape, config.vector_lanes)
         step = Shape.cast(lanes).width
         with m.If(left != 0):
             m.d.sync += [left.eq(left - 1), products.eq(products[step:])]
+        taken = Mux(older_waits, older, fresh)
         with m.If(take):
             m.d.sync += [
                 busy.eq(beats + self.update),
                 left.eq(beats),
-                products.eq(fetch.data.products),
+                products.eq(taken[: len(products)]),
                 first.eq(item.first),
                 last.eq(item.last),
                 final.eq(item.final),
@@ -272,7 +284,7 @@ class Output(wiring.Component):
 
         if not self._floating:
             with m.If(take):
-                m.d.sync += scale.eq(fetch.data.scale)
+                m.d.sync += scale.eq(taken[len(products) :])
 
         old, write = self._outputs(m, row, left != 0)
         beat = data.View(lanes, products[:step])

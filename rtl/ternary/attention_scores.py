@@ -13,6 +13,8 @@ from lutra.rtl.float_parts import register
 from lutra.rtl.floats import FloatMul, IntToFloat, greater
 from lutra.rtl.ternary.attention_float import FloatDot, dot_latency
 from lutra.rtl.ternary.attention_items import counter, delay, item_layout, row_address, row_layout, row_memory
+from lutra.rtl.ternary.dsp import QuadDot
+from lutra.rtl.verilog import once
 
 __all__ = ["Scores", "maximum_layout"]
 
@@ -133,16 +135,18 @@ class Scores(wiring.Component):
         if config.kv_format == "int8":
             self._products(m, query, register(m, read_key.data.as_value(), "key"))
         valid = delay(m, (left != 0) & (step == config.key_steps - 1), "valid", self.latency)
-        # The last of its registers is a flip-flop, as the row is an address: reset keeps synthesis from taking it into a shift register.
-        late = delay(m, register(m, tag.as_value(), "tag", self.latency - 1), "tag_last", 1)
-        self._maximum(m, valid, data.View(tag_layout, late))
+        # The last of its registers are flip-flops, as the row is an address: reset keeps synthesis from taking them into a shift register.
+        early = delay(m, register(m, tag.as_value(), "tag", self.latency - 2), "tag_early", 1)
+        self._maximum(m, valid, data.View(tag_layout, early), data.View(tag_layout, delay(m, early, "tag_last", 1)))
         return m
 
     def _products(self, m: Module, query: data.View, key_bits: Signal) -> None:
         """From the registered key row to ``score``: products, a register per level of the tree, conversion, scaling."""
         key = data.View(row_layout(self.config), key_bits)
-        level = [register(m, query.codes[i] * key.codes[i], f"product_{i}") for i in range(self.config.head_dim)]
-        depth = 0
+        if self.config.tree == "dsp" and self.config.head_dim % 4 == 0:  # products and two levels of the tree
+            level, depth = self._quads(m, query.codes.as_value(), key.codes.as_value()), 2
+        else:
+            level, depth = [register(m, query.codes[i] * key.codes[i], f"product_{i}") for i in range(self.config.head_dim)], 0
         while len(level) > 1:
             pairs = [register(m, a + b, f"sum_{depth}_{i}") for i, (a, b) in enumerate(zip(level[0::2], level[1::2], strict=False))]
             odd = [register(m, level[-1], f"sum_{depth}_odd")] if len(level) % 2 else []
@@ -159,6 +163,16 @@ class Scores(wiring.Component):
             scaled.b.eq(register(m, scale.y, "scale_late", waiting)),
             self.score.eq(scaled.y),
         ]
+
+    def _quads(self, m: Module, query: Value, key: Value) -> list[Signal]:
+        """Sums of four products each."""
+        sums: list[Signal] = []
+        for i in range(self.config.head_dim // 4):
+            quad = QuadDot()
+            m.submodules[f"quad_{i}"] = once(quad, "quad_dot")
+            m.d.comb += [quad.a.eq(query.word_select(i, 32)), quad.b.eq(key.word_select(i, 32))]
+            sums.append(quad.y)
+        return sums
 
     def _float_products(self, m: Module, query: Signal, row: Value, active: Value, step: Signal) -> None:
         """From the key row as it is read (step 0) to ``score``; the query goes round once per key. What loads it must come later than this."""
@@ -178,14 +192,15 @@ class Scores(wiring.Component):
             self.score.eq(dot.y),
         ]
 
-    def _maximum(self, m: Module, valid: Signal, tag: data.View) -> None:
-        m.submodules.maxima = maxima = Memory(shape=FP32.bits, depth=1 << len(tag.row), init=[])
+    def _maximum(self, m: Module, valid: Signal, early: data.View, tag: data.View) -> None:
+        """``early`` is ``tag`` a clock before: a row's maximum is read in that clock, as no item begins in the clock after another one's end."""
+        m.submodules.maxima = maxima = Memory(shape=FP32.bits, depth=1 << len(tag.row), init=[], attrs={"ram_style": "distributed"})
         store, read = maxima.write_port(), maxima.read_port(domain="comb")
         running, older, start = (Signal(FP32.bits, name=name, reset_less=True) for name in ("running", "older", "start_maximum"))
         base, top = Signal(FP32.bits), Signal(FP32.bits)
+        m.d.sync += start.eq(Mux(early.first, C(FP32.infinity | FP32.sign, FP32.bits), read.data))
         m.d.comb += [
-            read.addr.eq(tag.row),
-            start.eq(Mux(tag.first, C(FP32.infinity | FP32.sign, FP32.bits), read.data)),
+            read.addr.eq(early.row),
             base.eq(Mux(tag.start, start, running)),
             top.eq(Mux(greater(FP32, self.score, base), self.score, base)),
             store.addr.eq(tag.row),

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lookup tables of signed activation sums: built on line from the activation buffer, one entry per clock, double-buffered."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from math import gcd
+
+from amaranth.hdl import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -50,13 +52,15 @@ class Activations(wiring.Component):
         m = Module()
         config = self.config
         bits = config.activation_bits
-        m.submodules.gearbox = gearbox = Gearbox(shape=bits, inputs=config.vector_lanes, outputs=config.block)
+        # A beat is always whole: what both sides have in common moves as one item, and the shifter has that many times fewer places.
+        together = gcd(config.vector_lanes, config.block)
+        m.submodules.gearbox = gearbox = Gearbox(shape=bits * together, inputs=config.vector_lanes // together, outputs=config.block // together)
         m.submodules.buffer = buffer = OneReadRam(width=config.block * bits, depth=self.depth, style=config.activation_ram)
         write_address = Signal.like(buffer.write_address)
         m.d.comb += [
             gearbox.input.valid.eq(self.codes.valid),
             self.codes.ready.eq(gearbox.input.ready),
-            gearbox.input.payload.count.eq(config.vector_lanes),
+            gearbox.input.payload.count.eq(config.vector_lanes // together),
             gearbox.input.payload.last.eq(self.codes.payload.last),
             gearbox.output.ready.eq(1),
             buffer.write_address.eq(write_address),
@@ -65,7 +69,7 @@ class Activations(wiring.Component):
             buffer.address.eq(self.address),
             buffer.enable.eq(1),
         ]
-        m.d.comb += [gearbox.input.payload.items[i].eq(self.codes.payload.codes[i][:bits]) for i in range(config.vector_lanes)]
+        m.d.comb += gearbox.input.payload.items.as_value().eq(Cat(code[:bits] for code in self.codes.payload.codes))
         with m.If(self.rewind):
             m.d.sync += write_address.eq(0)
         with m.Elif(gearbox.output.valid):
@@ -112,16 +116,18 @@ class Table(wiring.Component):
         sums = []
         for i in range(lanes):
             total = Signal(bits, name=f"sum_{i}", reset_less=True)
-            held = [Signal(bits, name=f"negated_{i}_{c}", reset_less=True) for c in range(group)]
-            chosen = Signal(bits, name=f"chosen_{i}")
+            held = [Signal(signed(bits), name=f"difference_{i}_{c}", reset_less=True) for c in range(group)]
+            chosen = Signal(signed(bits), name=f"chosen_{i}")
             with m.Switch(self.pick):
                 for c in range(group):
                     with m.Case(c):
                         m.d.comb += chosen.eq(held[c])
             with m.If(self.loads[i]):
-                m.d.sync += [total.eq(start), *(held[c].eq(-differences[c]) for c in range(group))]
+                m.d.sync += [total.eq(start), *(held[c].eq(differences[c]) for c in range(group))]
             with m.Elif(self.progress):
-                m.d.sync += total.eq(total - chosen)  # synthesis keeps a difference's operands in order: one look-up table per bit
+                # total + chosen as total - ~chosen - 1, an extra lowest bit borrows: synthesis keeps a difference's operands in order, and a bit takes one
+                # look-up table, which chooses and inverts, too.
+                m.d.sync += total.eq((Cat(C(0, 1), total) - Cat(C(1, 1), ~chosen))[1:])
             sums.append(total)
         m.d.comb += [write.addr.eq(self.write_address), write.data.eq(Cat(sums)), write.en.eq(self.progress)]
         address_bits, row = config.entry_bits + 1, lanes * bits

@@ -45,7 +45,7 @@ class ColumnSums(wiring.Component):
         while True:
             pairs, blocks = len(signs) // 2, config.tree == "dsp" and level > 0
             # Whether the nodes above add or subtract is known with the operands' registers.
-            alike = [_register(m, signs[2 * i] == signs[2 * i + 1], f"alike_{level}_{i}") for i in range(pairs)]
+            differ = [_register(m, signs[2 * i] != signs[2 * i + 1], f"differ_{level}_{i}") for i in range(pairs)]
             signs = [_register(m, sign, f"sign_{level}_{i}") for i, sign in enumerate(signs)]
             for lane, values in enumerate(lanes):
                 for i, value in enumerate(values):
@@ -56,40 +56,42 @@ class ColumnSums(wiring.Component):
                 break
             rest = [values[2 * pairs :] for values in lanes]
             if blocks:
-                lanes = self._blocks(m, lanes, alike, level)
+                lanes = self._blocks(m, lanes, differ, level)
             else:
-                lanes = [[self._node(values[2 * i], values[2 * i + 1], alike[i]) for i in range(pairs)] for values in lanes]
+                lanes = [[self._node(values[2 * i], values[2 * i + 1], differ[i]) for i in range(pairs)] for values in lanes]
             lanes = [values + left for values, left in zip(lanes, rest, strict=True)]
             signs, nodes, level = signs[::2], pairs, level + 1
         roots = [values[0] for values in lanes]
         if config.half_tables:
-            totals = [_add_or_subtract(C(0, 1), root, ~signs[0]) for root in roots]
+            totals = [_add_or_subtract(C(0, 1), root, signs[0]) for root in roots]
             roots = [_register(m, total, f"total{lane}") for lane, total in enumerate(totals)]
         m.d.comb += self.sums.eq(Cat(root.as_signed()[: config.sum_bits] for root in roots))
         return m
 
-    def _node(self, a: Value, b: Value, alike: Value) -> Value:
-        return _add_or_subtract(a, b, alike) if self.config.half_tables else a + b
+    def _node(self, a: Value, b: Value, differ: Value) -> Value:
+        return _add_or_subtract(a, b, differ) if self.config.half_tables else a + b
 
-    def _blocks(self, m: Module, lanes: list[list[Value]], alike: list[Signal], level: int) -> list[list[Value]]:
+    def _blocks(self, m: Module, lanes: list[list[Value]], differ: list[Signal], level: int) -> list[list[Value]]:
         """The nodes of a level, two lanes to a block; the second half of the last one is idle where M is odd."""
         out: list[list[Value]] = [[] for _ in lanes]
         width = max(len(value) for value in lanes[0])
         for first in range(0, len(lanes), 2):
-            for i, add in enumerate(alike):
+            for i, subtract in enumerate(differ):
                 m.submodules[f"block{first}_{level}_{i}"] = block = PairAdder(width=width, held=level == 1)
-                m.d.comb += block.subtract.eq(~add & self.config.half_tables)
+                m.d.comb += block.subtract.eq(subtract & self.config.half_tables)
                 for half, lane in enumerate(range(first, min(first + 2, len(lanes)))):
                     m.d.comb += [getattr(block, f"a_{half}").eq(lanes[lane][2 * i]), getattr(block, f"b_{half}").eq(lanes[lane][2 * i + 1])]
                     out[lane].append(getattr(block, f"y_{half}"))
         return out
 
 
-def _add_or_subtract(a: Value, b: Value, add: Value) -> Value:
-    """a + b where ``add`` is 1, else a - b: as a - (b ^ add) - add, with an extra lowest bit that borrows.
+def _add_or_subtract(a: Value, b: Value, subtract: Value) -> Value:
+    """a - b where ``subtract`` is 1, else a + b: as a - (b ^ add) - add with add = ~subtract, which an extra lowest bit borrows.
 
-    A difference, because synthesis keeps its operands in order: ``a`` then reaches the carry chain as it is, and a bit takes one look-up table.
+    A difference, because synthesis keeps its operands in order: ``a`` then reaches the carry chain as it is, and a bit takes one look-up table, in which the
+    inversions vanish.
     """
+    add = ~subtract
     total = Cat(C(0, 1), a).as_signed() - Cat(add, b.as_unsigned() ^ add.replicate(len(b))).as_signed()
     return total[1:].as_signed()
 

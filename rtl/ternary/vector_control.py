@@ -91,30 +91,44 @@ class Walker(wiring.Component):
         tokens_left = Signal(8)
         before = Signal(width)  # columns that are left when a tile starts
         length = Signal(width)
+        # The ends are known with their beat: from what the counters are about to be.
+        single, last_tile = Signal(), Signal()  # a token has one beat in this tile; no columns after this tile
+        short, one_beat = Signal(), Signal()  # of the tile that starts: it is not a whole one; a token has one beat in it
         m.d.comb += [
-            self.token_end.eq(left == lanes),
-            self.last_token.eq(tokens_left == 1),
+            short.eq(before < self.tile_columns),
+            one_beat.eq(Mux(short, before == lanes, self.tile_columns == lanes)),
             self.tile_end.eq(self.token_end & self.last_token),
-            self.end.eq(self.tile_end & (remaining == 0)),
+            self.end.eq(self.tile_end & last_tile),
             before.eq(Mux(self.load, self.columns, remaining)),
-            length.eq(Mux(before < self.tile_columns, before, self.tile_columns)),
+            length.eq(Mux(short, before, self.tile_columns)),
         ]
         with m.If(self.load):
-            m.d.sync += [self.token.eq(0), self.beat.eq(0), self.column.eq(0), tile_beat.eq(0), tile_column.eq(0), tokens_left.eq(self.tokens)]
+            m.d.sync += [self.token.eq(0), self.beat.eq(0), self.column.eq(0), tile_beat.eq(0), tile_column.eq(0)]
         with m.Elif(self.step):
-            m.d.sync += [left.eq(left - lanes), self.beat.eq(self.beat + 1), self.column.eq(self.column + lanes)]
+            m.d.sync += [left.eq(left - lanes), self.token_end.eq(left == 2 * lanes), self.beat.eq(self.beat + 1), self.column.eq(self.column + lanes)]
             with m.If(self.tile_end):
-                m.d.sync += [self.token.eq(0), tokens_left.eq(self.tokens), tile_beat.eq(self.beat + 1), tile_column.eq(self.column + lanes)]
+                m.d.sync += [self.token.eq(0), tile_beat.eq(self.beat + 1), tile_column.eq(self.column + lanes)]
             with m.Elif(self.token_end):
                 m.d.sync += [
                     self.token.eq(self.token + 1),
                     tokens_left.eq(tokens_left - 1),
+                    self.last_token.eq(tokens_left == 2),
                     left.eq(self.tile_length),
+                    self.token_end.eq(single),
                     self.beat.eq(tile_beat),
                     self.column.eq(tile_column),
                 ]
         with m.If(self.load | (self.step & self.tile_end)):
-            m.d.sync += [self.tile_length.eq(length), left.eq(length), remaining.eq(before - length)]
+            m.d.sync += [
+                tokens_left.eq(self.tokens),
+                self.last_token.eq(self.tokens == 1),
+                self.tile_length.eq(length),
+                left.eq(length),
+                single.eq(one_beat),
+                self.token_end.eq(one_beat),
+                remaining.eq(before - length),
+                last_tile.eq(before <= self.tile_columns),
+            ]
         return m
 
 

@@ -131,7 +131,6 @@ class MeanSquares(wiring.Component):
         place = data.View(place_type, register(m, early.as_value(), "place"))
         written = data.View(place_type, register(m, place.as_value(), "place_written", adder.latency))
         write_valid = delay(m, self.z_valid, cycles + adder.latency, "write_valid")
-        held = Mux(place.partial_first, 0, Mux(place.partial[0], reads[1].data, reads[0].data))
 
         # Levels: pairs (2i, 2i + 1) are row i of both banks; their sum takes place i of the next level.
         reading, final = Signal(), Signal()
@@ -144,12 +143,20 @@ class MeanSquares(wiring.Component):
         add_eps = delay(m, level_ends & final, mean.latency, "add_eps")
         complete = delay(m, add_eps, adder.latency, "complete")
         first_level = last_index == config.partials // 2 - 1
-        untouched = [register(m, first_level & (Cat(Const(odd, 1), index) > self.last_beat), f"untouched_{odd}") for odd in range(2)]
+        beyond = [first_level & (Cat(Const(odd, 1), index) > self.last_beat) for odd in range(2)]
+        untouched = register(m, beyond[0], "untouched")
+        # The second operand comes from either bank; from which is known a clock before, so that a look-up table chooses.
+        wanted = ~early.partial_first
+        chosen = [
+            register(m, ~reading & wanted & ~early.partial[0], "even_second"),
+            register(m, Mux(reading, ~beyond[1], wanted & early.partial[0]), "odd_second"),
+        ]
+        stored = [read.data & one.replicate(FP32.bits) for read, one in zip(reads, chosen, strict=True)]
         m.d.comb += [
             mean.a.eq(adder.y),
             mean.b.eq(self.reciprocal),
-            adder.a.eq(Mux(add_eps, mean.y, Mux(issued, Mux(untouched[0], 0, reads[0].data), squares[0]))),
-            adder.b.eq(Mux(add_eps, self.eps, Mux(issued, Mux(untouched[1], 0, reads[1].data), held))),
+            adder.a.eq(Mux(add_eps, mean.y, Mux(issued, Mux(untouched, 0, reads[0].data), squares[0]))),
+            adder.b.eq(Mux(add_eps, self.eps, stored[0] | stored[1])),
         ]
         for odd in range(2):
             m.d.comb += [
