@@ -18,7 +18,7 @@ from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.program import Program
-from lutra.rtl.verilog import emit_rtlil, from_rtlil, share_modules
+from lutra.rtl.verilog import emit_rtlil, from_rtlil, share_modules, spare
 
 __all__ = ["ProjectReport", "build", "table"]
 
@@ -96,7 +96,9 @@ def _verilog(spec: CoreSpec, primitives: frozenset[str]) -> tuple[IpTop, str]:
     def make() -> dict[str, str]:
         return {"verilog": from_rtlil(share_modules(emit_rtlil(top, about.name, ports=top.ports)))}
 
-    return about, without_primitives(kept_texts(["vivado", about.name, spec.model_dump(mode="json")], make)["verilog"], primitives)
+    verilog = kept_texts(["vivado", about.name, spec.model_dump(mode="json")], make)["verilog"]
+    spare(top)
+    return about, without_primitives(verilog, primitives)
 
 
 def table(report: ProjectReport) -> str:

@@ -21,11 +21,11 @@ PAGE = 4096
 class Checked:
     """What cannot occur by construction is asserted of every address on the bus: 16 bytes a beat, incrementing, aligned, within 4 KB, kept until taken."""
 
-    def __init__(self, dut: Any, prefix: str, channel: str) -> None:
+    def __init__(self, dut: Any, prefix: str, channel: str, *, clock: str = "clk") -> None:
         self.bursts: list[tuple[int, int]] = []
         names = ("addr", "len", "size", "burst", "id", "cache", "prot")
         self._pins = {name: getattr(dut, f"{prefix}_{channel}{name}") for name in (*names, "valid", "ready")}
-        cocotb.start_soon(self._watch(dut.clk))
+        cocotb.start_soon(self._watch(getattr(dut, clock)))
 
     async def _watch(self, clk: Any) -> None:
         offered = None

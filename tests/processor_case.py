@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The smallest core on a shared memory of two ports, as tests of the processor's side use it, and its simulations with pins."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from amaranth.hdl import Elaboratable, Module, Signal
 from amaranth.lib.wiring import Out
 
 from lutra.cosim import simulator
+from lutra.fpga_flows.boards import load_board
+from lutra.fpga_flows.vivado.project import Facts, project_files, top_of
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.memory import PORT_BYTES, MemoryConfig
+from lutra.hls_models.ternary.program import Program
+from lutra.mapping.lower import compile_model
+from lutra.mapping.model import TernaryModel
 from lutra.rtl.axi.reader import AxiReader
 from lutra.rtl.axi.writer import AxiWriter
 from lutra.rtl.board.processor import ProcessorTop
 from lutra.rtl.ternary.shared_system import SharedSystem
-from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules
+from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules, spare
 
 SHAPE = ModelShape(
-    name="small", hidden=16, layers=1, heads=1, kv_heads=1, head_dim=32, ffn=16, vocabulary=30, context=24, activation="relu2", sub_norms=False, tied=True
+    name="small", hidden=16, layers=1, heads=1, kv_heads=1, head_dim=32, ffn=16, vocabulary=30, context=24, activation="relu2", sub_norms=False, tied=False
 )
 CONFIG = CoreConfig(
     name="small-shared",
@@ -41,6 +48,23 @@ CONFIG = CoreConfig(
     memory=MemoryConfig(ports=2, burst_beats=8, outstanding=2, latency=16, write_latency=8),
 )
 SPEC = CoreSpec(config=CONFIG, shape=SHAPE)
+MODEL_SEED = 2
+"""Of a model whose greedy text is no single token."""
+
+
+def small_program() -> Program:
+    return compile_model(TernaryModel.random(SHAPE, MODEL_SEED), CONFIG)
+
+
+def write_software(folder: Path, program: Program) -> None:
+    """What a project's folder has for the processor, and the memory image beside it."""
+    module, top = top_of(SPEC)
+    spare(module)
+    for name, text in project_files(SPEC, load_board("kv260"), Facts(program.beats, {}, {}), clock_hz=CONFIG.clock_hz, top=top, verilog="").items():
+        if name.startswith("software/"):
+            (folder / Path(name).name).write_text(text)
+    assert program.image is not None
+    np.asarray(program.image).tofile(folder / "memory.bin")
 
 
 class MastersTop(Elaboratable):

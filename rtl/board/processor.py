@@ -68,12 +68,12 @@ class ProcessorSystem(wiring.Component):
         register = SystemRegister
         values = {
             register.RUN: run,
-            register.STATE: Cat(running, system.error & ~halted),
+            register.STATE: Cat(~halted, system.error & ~halted),
             register.INTERRUPT_ENABLE: enabled,
             register.INTERRUPT_STATUS: status,
             register.PORTS: Const(self.ports, 4),
         } | {register.PORT_BASE + port: base for port, base in enumerate(bases)}
-        self._bus(m, slave, values, running)
+        self._bus(m, slave, values, running, halted)
 
         cleared = Signal(len(Interrupt))
         m.d.sync += status.eq(status & ~cleared | happened)
@@ -116,7 +116,7 @@ class ProcessorSystem(wiring.Component):
         }
         return Cat(bits[bit] for bit in Interrupt)
 
-    def _bus(self, m: Module, slave: AxiLiteSlave, values: dict[int, Any], running: Signal) -> None:
+    def _bus(self, m: Module, slave: AxiLiteSlave, values: dict[int, Any], running: Signal, halted: Signal) -> None:
         """Reads of both halves, and which accesses there are."""
         bus, word = self._system.bus, slave.address
         core_bits, entries = len(bus.address), {entry.offset // 4: entry for entry in control_map(self.ports)}
@@ -138,7 +138,7 @@ class ProcessorSystem(wiring.Component):
             """When a writable register can be written."""
             if entry.offset // 4 < 1 << core_bits:
                 return running
-            return ~running if entry.offset // 4 >= SystemRegister.PORT_BASE else Const(1)
+            return halted if entry.offset // 4 >= SystemRegister.PORT_BASE else Const(1)
 
         m.d.sync += [slave.mapped.eq(0), slave.readable.eq(0), slave.writable.eq(0)]
         with m.Switch(word):

@@ -17,7 +17,7 @@ class Accelerator:
     Parameters
     ----------
     mmio : has ``read(offset)`` and ``write(offset, value)`` of 32-bit words (``pynq.MMIO``).
-    timeout_s : seconds that the core may take to stop, to load its program, or for a pass.
+    timeout_s : seconds that the core may take to stop, or for a token, the first one with its prompt included.
     """
 
     def __init__(self, mmio, *, timeout_s=60.0):
@@ -30,12 +30,12 @@ class Accelerator:
         self._mmio.write(register, value)
 
     def start(self, bases, config_hash=None):
-        """Lets the core run on a model that lies in memory: its regions begin at ``bases``, one byte address per port, each a multiple of 4096.
+        """Lets the core run on a model that lies in memory, which its first run reads the program of: the regions begin at ``bases``, one byte address per port, each a multiple of 4096.
 
         Raises
         ------
         ValueError : bases that no port takes
-        DriverError : another core than that of ``config_hash``, or it does not load its program
+        DriverError : another core than that of ``config_hash``, or it does not leave reset
         """
         if len(bases) != r.PORT_COUNT:
             raise ValueError(f"bases must be {r.PORT_COUNT}, one per port, not {len(bases)}")
@@ -54,7 +54,6 @@ class Accelerator:
         found = self.read(r.CONFIG_HASH_LOW) | self.read(r.CONFIG_HASH_HIGH) << 32
         if config_hash is not None and found != config_hash:
             raise DriverError(f"the bitstream holds another core: its hash must be {config_hash:016x}, not {found:016x}")
-        self._wait(lambda: self.read(r.STATUS) & r.STATUS_LOADED_MASK, "does not load its program")
 
     def stop(self):
         """Resets the core, whatever it does, once its memory has answered all that it asked for."""
