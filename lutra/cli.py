@@ -221,8 +221,10 @@ def verilog(
     print(text if out is None else f"{out}: module {module}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
 
 
-@app.command(epilog=
-    epilog=_examples("lutra fpga runs/tiny --board ulx3s-85f --seeds 5", "lutra fpga runs/tiny --board icebreaker --block link", "lutra fpga runs/big --board kv260")
+@app.command(
+    epilog=_examples(
+        "lutra fpga runs/tiny --board ulx3s-85f --seeds 5", "lutra fpga runs/tiny --board icebreaker --block link", "lutra fpga runs/big --board kv260"
+    )
 )
 def fpga(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A compiled run folder.")],

@@ -104,7 +104,9 @@ def _verilog(spec: CoreSpec, primitives: frozenset[str]) -> tuple[IpTop, str]:
 def table(report: ProjectReport) -> str:
     """A report as lines for a terminal."""
     lines = [f"{report.block} on {report.board} ({report.part}), clock {report.clock_hz / 1e6:g} MHz, Vivado project", ""]
-    lines += [f"{kind:8s}{used:>10,.0f} of {report.available[kind]:>10,.0f}  {100 * used / report.available[kind]:5.1f} %" for kind, used in report.used.items()]
+    lines += [
+        f"{kind:8s}{used:>10,.0f} of {report.available[kind]:>10,.0f}  {100 * used / report.available[kind]:5.1f} %" for kind, used in report.used.items()
+    ]
     lines.append("by the fitted resource model; the clock is a claim until Vivado has routed it")
     lines += [f"tokens/s at context {context}: {value:,.1f}" for context, value in report.tokens_per_second.items()]
     lines.append(f"memory: {report.memory_bytes / 1e6:,.1f} MB, " + ", ".join(f"{own} → {port}" for own, port in report.ports.items()))

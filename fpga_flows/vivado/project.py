@@ -44,7 +44,9 @@ def check_ports(board: Board, spec: CoreSpec) -> None:
     if memory is None:
         raise ConfigError(f"config {spec.config.name} must have a shared memory for board {board.name}, which holds the model in its DDR; nearest: kv260")
     if memory.ports > there:
-        raise ConfigError(f"config {spec.config.name} does not fit {board.name}: ports {memory.ports} of {there} (all there are), {memory.ports - there} too many")
+        raise ConfigError(
+            f"config {spec.config.name} does not fit {board.name}: ports {memory.ports} of {there} (all there are), {memory.ports - there} too many"
+        )
 
 
 def top_of(spec: CoreSpec) -> tuple[ProcessorTop, IpTop]:
