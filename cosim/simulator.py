@@ -214,7 +214,7 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str | None
 
 
 def build_pins(key_text: str, verilog: Callable[[], str]) -> Build:
-    """A design, module ``top``, whose pins Python drives under cocotb, which is what takes the time; its boundaries are plain wires. Parameters as in ``build``."""
+    """A design, module ``top``, whose pins Python drives under cocotb, which takes most of the time; boundaries are plain wires. Parameters as in ``build``."""
     return _build(key_text, lambda: f"`undef LUTRA_TAPS\n{verilog()}", [PINS], optimization="-O0", waves=False, plain=False)
 
 

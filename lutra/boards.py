@@ -22,8 +22,8 @@ __all__ = ["fpga", "talk"]
 def fpga(
     run: str | Path, board: str | Path = "ulx3s-85f", *, block: str = "core", seeds: int = 1, clock_hz: float | None = None
 ) -> "FpgaReport | ProjectReport":
-    """A compiled run as a bitstream for a board, or as a Vivado project where the board's tools are the vendor's (the whole core, no seeds): bitstream and logs, or
-    project, and report.json go to ``fpga/BOARD-BLOCK`` in the run.
+    """A compiled run as a bitstream for a board, or as a Vivado project where the board's tools are the vendor's (the whole core, no seeds): bitstream and
+    logs, or project, and report.json go to ``fpga/BOARD-BLOCK`` in the run.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ def build(
     fit = fit_of(spec, device, count)
     if fit.excess:
         raise ConfigError(refusal(spec, device, fit, count))
-    resources = {kind: (float(fit.used[kind]), total) for kind, total in device.totals.items() if kind in fit.used}
+    resources: dict[str, tuple[float, float]] = {kind: (float(fit.used[kind]), total) for kind, total in device.totals.items() if kind in fit.used}
     on_step("cycle model")
     context = min(CONTEXT, spec.shape.context)
     timing = engine.timing(spec, program, prompt=1, contexts=[context])

@@ -148,7 +148,7 @@ def emit(component: Any, name: str = "top", *, ports: dict[str, Any] | None = No
 
 
 def spare(component: Any) -> None:
-    """Tells Amaranth not to warn of a component, and of those that it holds, that is never elaborated: its text was in a cache, or only its ports were asked for."""
+    """Tells Amaranth not to warn of a component, and of those that it holds, that is never elaborated: its text was in a cache."""
     component._MustUse__used = True
     for part in vars(component).values():
         for one in part if isinstance(part, list | tuple) else [part]:

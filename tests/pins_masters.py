@@ -126,7 +126,7 @@ class Bench:
         await ClockCycles(self.dut.clk, 2)
 
     async def take(self, beats: int) -> list[bytes]:
-        dut, out = self.dut, []
+        dut, out = self.dut, list[bytes]()
         while len(out) < beats:
             ready = self.rng.random() < 0.8
             dut.data_ready.value = int(ready)

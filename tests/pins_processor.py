@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs inside the simulator: the core beside a processor, which is a master of cocotbext-axi: registers, a whole conversation by the PYNQ host program, a core that
-is stopped in the middle, a memory that fails."""
+"""Runs inside the simulator: the core beside a processor, which is a master of cocotbext-axi: registers, a whole conversation by the PYNQ host program, a core
+that is stopped in the middle, a memory that fails."""
 
 import importlib
 import json
@@ -224,13 +224,12 @@ async def channels(dut: Any) -> None:
     assert bytes(reading.data.data) == bytes([2, 0, 0, 0])
     # Back to back, both ways at once, no faster than an access in four clocks.
     begin = cocotb.simtime.get_sim_time("step")
-    events = []
+    events: list[Any] = []
     for number in range(40):
-        events.append((board.control.init_write(base[number % 2], number.to_bytes(4, "little")), None))
-        events.append((board.control.init_read(base[number % 2], 4), number))
-    for event, _ in events:
+        events += [board.control.init_write(base[number % 2], number.to_bytes(4, "little")), board.control.init_read(base[number % 2], 4)]
+    for event in events:
         await event.wait()
-    assert all(int(event.data.resp) == OKAY for event, _ in events)
+    assert all(int(event.data.resp) == OKAY for event in events)
     assert [(await board.read(one))[0] for one in base] == [38, 39]
     assert (cocotb.simtime.get_sim_time("step") - begin) / 2 < 12 * len(events)
 

@@ -90,6 +90,7 @@ def test_a_block_on_ulx3s(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_block_on_icebreaker(run: Run, tmp_path: Path) -> None:
     report = api.fpga(run.path, "icebreaker", block="weights")
+    assert isinstance(report, FpgaReport)
     folder = run.path / "fpga" / "icebreaker-weights"
     assert report.bitstream is not None
     assert (folder / report.bitstream).read_bytes()[:6] == bytes.fromhex("ff0000ff7eaa")  # comment, preamble of an iCE40's bitstream

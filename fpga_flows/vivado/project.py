@@ -9,7 +9,7 @@ from typing import Any
 
 from lutra.fpga_flows.boards import Board
 from lutra.fpga_flows.vivado.interfaces import CLOCK, CONTROL, INTERRUPT, RESET, IpTop, ip_top
-from lutra.fpga_flows.vivado.ipxact import LIBRARY, VENDOR, VERSION, component_xml
+from lutra.fpga_flows.vivado.ipxact import LIBRARY, VENDOR, component_xml
 from lutra.fpga_flows.vivado.registers import registers_python
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.ternary.control import WINDOW_BITS, c_header, control_map

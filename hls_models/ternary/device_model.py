@@ -26,8 +26,8 @@ UNCOUNTED = tuple(register for register in Register if register is Register.CYCL
 class DeviceModel:
     """Registers of ``hls_models.ternary.control`` and what stands behind them.
 
-    Time passes by accesses: a pass ends before every read of STATUS, GENERATED or INTERRUPT_STATUS, and the core starts and stops at once. The counters of clocks
-    read as 0. Keys and values are the golden executor's own and do not go to memory.
+    Time passes by accesses: a pass ends before every read of STATUS, GENERATED or INTERRUPT_STATUS, and the core starts and stops at once. The counters of
+    clocks read as 0. Keys and values are the golden executor's own and do not go to memory.
 
     Parameters
     ----------

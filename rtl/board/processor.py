@@ -144,13 +144,14 @@ class ProcessorSystem(wiring.Component):
         with m.Switch(word):
             for address, entry in entries.items():
                 with m.Case(address):
-                    m.d.sync += [slave.mapped.eq(1), slave.readable.eq(int(entry.readable)), slave.writable.eq(now(entry) if entry.writable else 0)]
+                    m.d.sync += [slave.mapped.eq(1), slave.readable.eq(int(entry.readable))]
+                    m.d.sync += slave.writable.eq(now(entry) if entry.writable else 0)
 
 
 class ProcessorTop(Elaboratable):
     """A ``ProcessorSystem`` with flat pins under the standard's names, clock and reset included.
 
-    Pins: ``aclk``, ``aresetn``, ``interrupt``, ``s_axi_control_*``, and ``m_axi_memory0_*`` and so on: each a read port, and the first of them the write port too.
+    Pins: ``aclk``, ``aresetn``, ``interrupt``, ``s_axi_control_*``, and ``m_axi_memory0_*`` …: each a read port, the first the write port too.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ class Accelerator:
         self._mmio.write(register, value)
 
     def start(self, bases, config_hash=None):
-        """Lets the core run on a model that lies in memory, which its first run reads the program of: the regions begin at ``bases``, one byte address per port, each a multiple of 4096.
+        """Lets the core run on a model that lies in memory: regions that begin at ``bases``, one byte address per port, each a multiple of 4096.
 
         Raises
         ------
