@@ -23,10 +23,10 @@ class Response(IntEnum):
 class AxiLiteSlave(wiring.Component):
     """Accesses over AXI4-Lite, one after another, on a bus of 32-bit words.
 
-    Address, data and responses have a register each: the five channels wait for nothing but their own, and writes and reads take turns where both are there. A
-    read that is accepted at t has its data at t + 4, an address or data accepted last at t its response at t + 5, where the bus is free; every output is a register.
-    A write stores the bytes that its strobes name and keeps the others of what the register reads as; with no strobe it changes nothing. Byte addresses within
-    a word name the word. What may not be read has data 0, what may not be written keeps its value.
+    Address, data and responses have a register each: the five channels wait for nothing but their own, and writes and reads take turns where both are
+    there. A read that is accepted at t has its data at t + 4, an address or data accepted last at t its response at t + 5, where the bus is free; every
+    output is a register. A write stores the bytes that its strobes name and keeps the others of what the register reads as; with no strobe it changes
+    nothing. Byte addresses within a word name the word. What may not be read has data 0, what may not be written keeps its value.
 
     Parameters
     ----------
