@@ -334,6 +334,32 @@ async def stopped(dut: Any) -> None:
 
 
 @cocotb.test()
+async def late_answers(dut: Any) -> None:
+    """As long as a burst or a write has no answer, the core that asked for it is not reset."""
+    board = Board(dut, 0.1)
+    await board.start()
+    board.image()
+    for channel, asked in ((board.reads[1].r_channel, board.checked[1]), (board.writes.b_channel, board.checked[PORTS])):
+        channel.clear_pause_generator()
+        channel.pause = True
+        asked.bursts.clear()
+        await board.run_core()
+        await board.begin(PROMPT, 3)
+        while not asked.bursts:
+            await RisingEdge(dut.aclk)
+        await ClockCycles(dut.aclk, 200)
+        assert await board.write(4 * SystemRegister.RUN, 0) == OKAY
+        for _ in range(5):
+            assert await board.read(4 * SystemRegister.STATE) == (1, OKAY)
+        assert await board.write(4 * SystemRegister.PORT_BASE, 1) == SLAVE_ERROR
+        channel.pause = False
+        await board.wait(SystemRegister.STATE, 1, 0)
+    await board.run_core()
+    await board.begin(PROMPT, 3)
+    assert await board.written(PROMPT, 3) == golden(PROMPT, 3)
+
+
+@cocotb.test()
 async def interrupts_and_errors(dut: Any) -> None:
     """Bits of what happens, by themselves and on the interrupt; a memory that fails is told until the core is reset."""
     board = Board(dut, 0.1)
@@ -348,6 +374,7 @@ async def interrupts_and_errors(dut: Any) -> None:
     await RisingEdge(dut.interrupt)
     assert await board.read(status) == (3, OKAY)
     await board.write(status, 0xFFFFFF00, 4)
+    await board.write(status + 1, 0xFFFFFF, 3)  # the bytes that are left out read as ones, and clear nothing
     assert await board.read(status) == (3, OKAY) and int(dut.interrupt.value)
     await board.write(status, 1, 1)
     assert await board.read(status) == (2, OKAY) and not int(dut.interrupt.value)
