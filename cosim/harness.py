@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import stream, wiring
 from numpy.typing import ArrayLike
 
@@ -37,7 +37,7 @@ from lutra.cosim.recordings import Port, Recording, Stimulus, compare, read_reco
 from lutra.cosim.windows import WINDOW, Digests, Golden, digests_of, read_digests, window_setting
 from lutra.hls_models.errors import MismatchError
 from lutra.rtl import verilog_text
-from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules
+from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules, spare
 
 __all__ = ["Bench", "Fault", "Golden", "Play", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
 
@@ -79,15 +79,6 @@ class Play:
     faults: Sequence[Fault] = ()
     files: Mapping[str, str | bytes | Path] = field(default_factory=dict)
     drain: int = 16
-
-
-def _spare(component: Any) -> None:
-    """Tells Amaranth not to warn of a component, and of those that it holds, that the cache has spared from elaboration."""
-    component._MustUse__used = True
-    for part in vars(component).values():
-        for one in part if isinstance(part, list | tuple) else [part]:
-            if isinstance(one, Elaboratable) and not getattr(one, "_MustUse__used", True):
-                _spare(one)
 
 
 class Bench:
@@ -161,7 +152,7 @@ class Bench:
         else:
             texts = simulator.kept_texts([list(self._duts), self._description], self._texts)
             for dut in self._duts.values():
-                _spare(dut.component)
+                spare(dut.component)
         rtlil, taps = texts["rtlil"], json.loads(texts["taps"])
         self._recorded = {name: dict(dut.ports) for name, dut in self._duts.items()}
         for group, widths in taps.items():

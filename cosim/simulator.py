@@ -25,10 +25,11 @@ from lutra.cosim import bulk
 from lutra.hls_models import cache
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["TOP", "Build", "build", "build_program", "kept_texts", "run", "tools"]
+__all__ = ["TOP", "Build", "build", "build_pins", "build_program", "kept_texts", "run", "tools"]
 
 TOP = "top"
 VERILOG = Path(__file__).parent / "verilog"
+PINS = Path(__file__).parent / "pins.vlt"
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-DLUTRA_TAPS", "--no-public-flat-rw", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 PROGRAM_FLAGS = ("--cc", "--exe", "--build", "-j", "1", "-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 # The makefile of the wheel lacks the first one: designs of several C++ files do not build without it.
@@ -97,11 +98,11 @@ def _environment(root: Path, optimization: str) -> dict[str, str]:
     }
 
 
-def _compile(root: Path, verilog: str, work: Path, runtime: Path, *, optimization: str, waves: bool, plain: bool) -> None:
+def _compile(root: Path, own: Sequence[Path], verilog: str, work: Path, runtime: Path, *, optimization: str, waves: bool, plain: bool) -> None:
     """Compiles in ``work``; Verilator's own run-time objects, equal in all builds and half of a small one's time, are taken from ``runtime``."""
     text, log, objects = work / "bench.v", work / "build.log", work / "objects"
     text.write_text(verilog)
-    sources = [*_own_sources(verilog), text]
+    sources = [*own, text]
     kept = sorted(runtime.glob("*.o")) if cache.intact(runtime) else []
     environment = _environment(root, optimization.replace(" ", "\\ "))
     try:
@@ -208,15 +209,24 @@ def build(key_text: str, verilog: Callable[[], str], *, optimization: str | None
     """
     if plain and waves:
         raise ValueError("waves are written under cocotb only")
-    root, identity = tools()
     optimization = optimization or (bulk.OPTIMIZATION if plain else OPTIMIZATION)
-    own = [path.read_text() for path in (*_own_sources(key_text), *([bulk.MAIN] if plain else []))]
+    return _build(key_text, verilog, _own_sources(key_text), optimization=optimization, waves=waves, plain=plain)
+
+
+def build_pins(key_text: str, verilog: Callable[[], str]) -> Build:
+    """A design, module ``top``, whose pins Python drives under cocotb, which takes most of the time; boundaries are plain wires. Parameters as in ``build``."""
+    return _build(key_text, lambda: f"`undef LUTRA_TAPS\n{verilog()}", [PINS], optimization="-O0", waves=False, plain=False)
+
+
+def _build(key_text: str, verilog: Callable[[], str], sources: Sequence[Path], *, optimization: str, waves: bool, plain: bool) -> Build:
+    root, identity = tools()
+    own = [path.read_text() for path in (*sources, *([bulk.MAIN] if plain else []))]
     # Verilator's own objects do not depend on the optimisation.
     settings = {"tools": identity, "flags": FLAGS, "make": MAKE_VARIABLES, "waves": waves, "plain": plain}
 
     def make(work: Path) -> list[str]:
         runtime = cache.cache_root() / f"runtime-{cache.key_of(settings)}"
-        _compile(root, verilog(), work, runtime, optimization=optimization, waves=waves, plain=plain)
+        _compile(root, sources, verilog(), work, runtime, optimization=optimization, waves=waves, plain=plain)
         return [TOP]
 
     folder, hit = cache.kept(cache.key_of(settings, optimization, own, key_text), settings, make)

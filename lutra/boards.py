@@ -14,25 +14,34 @@ from lutra.runs import open_run, update_run
 if TYPE_CHECKING:  # heavy at start-up: the functions import what they need
     from lutra.fpga import FpgaReport
     from lutra.talk import Turn
+    from lutra.vivado import ProjectReport
 
 __all__ = ["fpga", "talk"]
 
 
-def fpga(run: str | Path, board: str | Path = "ulx3s-85f", *, block: str = "core", seeds: int = 1, clock_hz: float | None = None) -> "FpgaReport":
-    """A compiled run as a bitstream for a board: bitstream, logs and report.json go to ``fpga/BOARD-BLOCK`` in the run.
+def fpga(
+    run: str | Path, board: str | Path = "ulx3s-85f", *, block: str = "core", seeds: int = 1, clock_hz: float | None = None
+) -> "FpgaReport | ProjectReport":
+    """A compiled run as a bitstream for a board, or as a Vivado project where the board's tools are the vendor's (the whole core, no seeds): bitstream and
+    logs, or project, and report.json go to ``fpga/BOARD-BLOCK`` in the run.
 
     Parameters
     ----------
     block, seeds, clock_hz : as for ``lutra.fpga.build``
     """
     from lutra import fpga as boards
+    from lutra import vivado
     from lutra.fpga_flows.boards import load_board
 
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, not {seeds}")
     opened = open_run(run)
     spec, program = compiled(opened)
-    name = f"{load_board(board).name}-{block}"
+    target = load_board(board)
+    name = f"{target.name}-{block}"
+    if target.vivado and (block != vivado.CORE or seeds > 1):
+        given = f"block {block}" if block != vivado.CORE else f"{seeds} seeds"
+        raise ConfigError(f"board {target.name} must be given the whole core and no seeds, which Vivado has none of, not {given}")
     failed = None
     with update_run(opened, command=f"fpga {name}") as draft, ExitStack() as bars:
 
@@ -41,6 +50,8 @@ def fpga(run: str | Path, board: str | Path = "ulx3s-85f", *, block: str = "core
             bars.enter_context(step(title))
 
         try:
+            if target.vivado:
+                return vivado.build(spec, program, target, draft.path / "fpga" / name, clock_hz=clock_hz, on_step=on_step)
             found = boards.build(spec, program, board, draft.path / "fpga" / name, block=block, seeds=seeds, clock_hz=clock_hz, on_step=on_step)
         except boards.TooSlowError as error:  # the report and the logs stay, to see why
             failed = error

@@ -221,7 +221,11 @@ def verilog(
     print(text if out is None else f"{out}: module {module}, {text.count(chr(10)):,} lines", end="" if out is None else "\n")
 
 
-@app.command(epilog=_examples("lutra fpga runs/tiny --board ulx3s-85f --seeds 5", "lutra fpga runs/tiny --board icebreaker --block link"))
+@app.command(
+    epilog=_examples(
+        "lutra fpga runs/tiny --board ulx3s-85f --seeds 5", "lutra fpga runs/tiny --board icebreaker --block link", "lutra fpga runs/big --board kv260"
+    )
+)
 def fpga(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A compiled run folder.")],
     board: Annotated[str, typer.Option("--board", "-b", metavar="B", help="A shipped board's name or a YAML file.")] = "ulx3s-85f",
@@ -230,15 +234,19 @@ def fpga(
     clock: Annotated[float | None, typer.Option(metavar="HZ", help="Clock of the core.", show_default="the configuration's")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compiled run to bitstream by open tools: synthesis, place and route, packing, with utilisation and clock."""
-    from lutra import api
+    """Compiled run to bitstream by open tools: synthesis, place and route, packing, with utilisation and clock; or to a Vivado project (kv260)."""
+    from lutra import api, vivado
     from lutra.fpga import table
 
     found = api.fpga(run, board, block=block, seeds=seeds, clock_hz=clock)
+    folder = run / "fpga" / f"{found.board}-{found.block}"
     if as_json:
         return _print_json({"run": str(run), **found.model_dump(mode="json")})
+    if isinstance(found, vivado.ProjectReport):
+        print(vivado.table(found))
+        return print(f"\n{folder}: README.md tells how to go on")
     print(table(found))
-    print(f"\n{run / 'fpga' / f'{found.board}-{found.block}'}: {found.bitstream}, report.json, logs")
+    print(f"\n{folder}: {found.bitstream}, report.json, logs")
 
 
 @app.command(epilog=_examples("lutra talk --port /dev/ttyUSB0", "lutra talk --port sim:runs/tiny --tokens 16 --prompt ROMEO:"))

@@ -17,7 +17,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra.rtl.verilog_text import plain
 
-__all__ = ["LIBRARY", "emit", "emit_rtlil", "enabled", "from_rtlil", "library_text", "once", "restarted", "share_modules"]
+__all__ = ["LIBRARY", "emit", "emit_rtlil", "enabled", "from_rtlil", "library_text", "once", "restarted", "share_modules", "spare"]
 
 LIBRARY = Path(__file__).parent / "verilog"
 """Folder of the hand-written modules that components instantiate, one per file of the same name."""
@@ -145,6 +145,15 @@ def from_rtlil(text: str) -> str:
 def emit(component: Any, name: str = "top", *, ports: dict[str, Any] | None = None) -> str:
     """Verilog of a component as module ``name``; equal bytes for equal components, whatever the folder, process or hash seed."""
     return from_rtlil(emit_rtlil(component, name, ports=ports))
+
+
+def spare(component: Any) -> None:
+    """Tells Amaranth not to warn of a component, and of those that it holds, that is never elaborated: its text was in a cache."""
+    component._MustUse__used = True
+    for part in vars(component).values():
+        for one in part if isinstance(part, list | tuple) else [part]:
+            if isinstance(one, Elaboratable) and not getattr(one, "_MustUse__used", True):
+                spare(one)
 
 
 MODULE = re.compile(r"^(?P<head>(?:attribute [^\n]*\n)*)module \\(?P<name>\S+)\n(?P<body>.*?)^end\n", re.MULTILINE | re.DOTALL)

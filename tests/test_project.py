@@ -26,7 +26,7 @@ FLOORS = {
 """What each room may import of ours, itself aside (docs/architecture.md, 1)."""
 
 HLS_MODELS_PACKAGES = {"numpy", "pydantic", "yaml", "typing_extensions"}
-TEXT = {".py", ".yaml", ".v", ".cpp", ".vlt", ".html"}
+TEXT = {".py", ".yaml", ".v", ".cpp", ".vlt", ".html", ".tcl", ".xdc"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users|tmp)/\w")
 MAX_LINES = 450
 

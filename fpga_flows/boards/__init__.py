@@ -13,7 +13,7 @@ from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError
 from lutra.hls_models.load import load_config, nearest, preset_names
 
-__all__ = ["OPEN_FAMILIES", "Board", "Pin", "board_names", "load_board"]
+__all__ = ["OPEN_FAMILIES", "Board", "Pin", "VivadoBoard", "board_names", "load_board"]
 
 HERE = Path(__file__).parent
 OPEN_FAMILIES = ("ecp5", "ice40")
@@ -29,6 +29,33 @@ class Pin(Config):
     inverted: bool = Field(False, description="active when low")
 
 
+class ProcessorPort(Config):
+    """A port of the processor system's memory."""
+
+    name: str = Field(description="of its interface: S_AXI_NAME_FPD")
+    group: str = Field(description="of its parameters: PSU__USE__S_AXI_GROUP")
+
+
+class MemoryRange(Config):
+    """A part of the memory."""
+
+    segment: str = Field(description="its name behind that of a port")
+    base: int = Field(ge=0)
+    bytes: int = Field(gt=0)
+
+
+class VivadoBoard(Config):
+    """What Vivado has to know of a board with a processor system."""
+
+    part: str
+    board_part: str = Field(description="without its version")
+    carrier: str = Field(description="the card that the module is on, without its version")
+    connector: str = Field(description="between them")
+    control_base: int = Field(ge=0, multiple_of=4096, description="where the processor sees the control registers")
+    memory_ports: list[ProcessorPort] = Field(min_length=1, description="in the order in which a core's read ports take them; the first is written through")
+    memory: list[MemoryRange] = Field(min_length=1)
+
+
 class Board(Config):
     """An FPGA board."""
 
@@ -41,6 +68,7 @@ class Board(Config):
     totals: dict[Literal["lut", "ff", "ram4k", "dsp"], float] | None = Field(None, description="totals of an FPGA that is no shipped device")
     limit: float = Field(0.95, gt=0, le=1, description="share of the look-up tables with which placement still comes to an end")
     pins: dict[Role, Pin]
+    vivado: VivadoBoard | None = Field(None, description="of an FPGA that only the vendor's tools route")
 
     @cached_property
     def available(self) -> Mapping[str, float]:
@@ -64,6 +92,8 @@ class Board(Config):
             raise ValueError("device or totals must be given, and not both")
         if self.family in OPEN_FAMILIES and "clk" not in self.pins:
             raise ValueError("pins must have clk")
+        if self.family not in OPEN_FAMILIES and self.vivado is None:
+            raise ValueError(f"vivado must be given: no open tools route family {self.family}")
         return self
 
 

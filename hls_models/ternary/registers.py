@@ -4,7 +4,7 @@
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["IDENTITY", "REGISTERS", "VERSION", "Register", "RegisterInfo", "c_header"]
+__all__ = ["IDENTITY", "REGISTERS", "VERSION", "Register", "RegisterInfo"]
 
 IDENTITY = int.from_bytes(b"LUTR", "big")
 VERSION = 0x0001_0001
@@ -76,11 +76,3 @@ REGISTERS: dict[Register, RegisterInfo] = {
     Register.CHOICE_INDEX: RegisterInfo("rw", "token of the last pass that CHOICE reads, 0: its first"),
     Register.CHOICE: RegisterInfo("r", "id chosen behind that token; behind all but the last only by a serial pass"),
 }
-
-
-def c_header() -> str:
-    """The map as a C header, byte offsets."""
-    lines = ["/* SPDX-License-Identifier: Apache-2.0 */", "#ifndef LUTRA_REGISTERS_H", "#define LUTRA_REGISTERS_H", ""]
-    for register, info in REGISTERS.items():
-        lines.append(f"#define LUTRA_{register.name:<18} 0x{4 * register:03x}u /* {info.access}: {info.meaning} */")
-    return "\n".join([*lines, "", "#endif", ""])

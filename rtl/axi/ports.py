@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AXI4 interfaces of 128 bits, reading and writing apart, with the standard's names (Arm IHI 0022), seen from the master."""
+"""AXI4 interfaces of 128 bits, reading and writing apart, and AXI4-Lite, with the standard's names (Arm IHI 0022), seen from the master."""
 
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.memory import PORT_BYTES
 
-__all__ = ["ADDRESS_BITS", "PAGE_BITS", "PORT_BITS", "SIZE", "AxiRead", "AxiWrite", "base_layout"]
+__all__ = ["ADDRESS_BITS", "PAGE_BITS", "PORT_BITS", "SIZE", "AxiLite", "AxiRead", "AxiWrite", "base_layout"]
 
 PORT_BITS = 8 * PORT_BYTES
 ADDRESS_BITS = 40
@@ -53,3 +53,15 @@ class AxiWrite(wiring.Signature):
 def base_layout(ports: int, address_bits: int = ADDRESS_BITS) -> data.ArrayLayout:
     """Where each port's region starts, in pages of 4 KB."""
     return data.ArrayLayout(address_bits - PAGE_BITS, ports)
+
+
+class AxiLite(wiring.Signature):
+    """AXI4-Lite of 32 bits."""
+
+    def __init__(self, *, address_bits: int) -> None:
+        def address(prefix: str) -> dict[str, wiring.Member]:
+            return {f"{prefix}valid": Out(1), f"{prefix}ready": In(1), f"{prefix}addr": Out(address_bits), f"{prefix}prot": Out(3)}
+
+        write = {"wvalid": Out(1), "wready": In(1), "wdata": Out(32), "wstrb": Out(4), "bvalid": In(1), "bready": Out(1), "bresp": In(2)}
+        read = {"rvalid": In(1), "rready": Out(1), "rdata": In(32), "rresp": In(2)}
+        super().__init__(address("aw") | write | address("ar") | read)
