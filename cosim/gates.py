@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Value
+from amaranth.hdl import ClockSignal, Const, Instance, Module, ResetSignal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+from lutra.cosim.harness import spare
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["CELLS", "Gates", "cell_models", "gate_level"]
+__all__ = ["CELLS", "Gates", "board_level", "cell_models", "gate_level"]
 
 CELLS = Path(__file__).parent / "cells"
 PORTS_OF_CONTENTS = {"LUT4": ("INIT",)}
@@ -99,6 +100,18 @@ def _connections(cell: Mapping[str, Any], bit: Any) -> Iterator[str]:
         yield f".{port}({{{', '.join(bit(number) for number in reversed(bits))}}})"
 
 
+def board_level(module: Mapping[str, Any], *, inverted: bool) -> str:
+    """A board's netlist as the top of ``lutra.cosim.serial``'s main program, with its cells' models: ``rst`` is the reset button, ``inverted`` where it is
+    active when low, and the outputs but ``tx`` are open."""
+    kinds = {cell["type"] for cell in module["cells"].values()}
+    top = f"""
+module top (input clk, rst, rx, output tx);
+  board board (.clk(clk), .rx(rx), .tx(tx), .reset({"~" if inverted else ""}rst));
+endmodule
+"""
+    return cell_models(kinds) + gate_level(module, "board") + top
+
+
 class Gates(wiring.Component):
     """The netlist of a component in its place: module ``name`` of ``gate_level``'s text, with the component's ports.
 
@@ -109,7 +122,7 @@ class Gates(wiring.Component):
 
     def __init__(self, component: Any, name: str) -> None:
         self._name = name
-        component._MustUse__used = True  # only its ports are wanted
+        spare(component)  # only its ports are wanted
         super().__init__(component.signature)
 
     def elaborate(self, platform: object) -> Module:
@@ -117,6 +130,7 @@ class Gates(wiring.Component):
         ports = {
             ("i_" if member.flow is In else "o_") + "__".join(map(str, path)): Value.cast(value)
             for path, member, value in self.signature.flatten(self)
+            if not isinstance(Value.cast(value), Const)
         }
         m.submodules.gates = Instance(self._name, i_clk=ClockSignal(), i_rst=ResetSignal(), **ports)
         return m

@@ -39,7 +39,7 @@ from lutra.hls_models.errors import MismatchError
 from lutra.rtl import verilog_text
 from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules
 
-__all__ = ["Bench", "Fault", "Golden", "Play", "Recording", "Stimulus", "compare", "read_recording", "to_words"]
+__all__ = ["Bench", "Fault", "Golden", "Play", "Recording", "Stimulus", "compare", "read_recording", "spare", "to_words"]
 
 DRAM = Path(__file__).parent / "dram"
 """Folder of the DRAM model's cells, a module that only simulations have."""
@@ -81,13 +81,13 @@ class Play:
     drain: int = 16
 
 
-def _spare(component: Any) -> None:
+def spare(component: Any) -> None:
     """Tells Amaranth not to warn of a component, and of those that it holds, that the cache has spared from elaboration."""
     component._MustUse__used = True
     for part in vars(component).values():
         for one in part if isinstance(part, list | tuple) else [part]:
             if isinstance(one, Elaboratable) and not getattr(one, "_MustUse__used", True):
-                _spare(one)
+                spare(one)
 
 
 class Bench:
@@ -101,11 +101,13 @@ class Bench:
         All that determines the designs besides this package's sources, as JSON: with it, designs that were elaborated once are not elaborated again.
     plain
         Without cocotb (``lutra.cosim.bulk``): compiled longer, faster for runs of millions of cycles; the same files and recordings, no waves.
+    modules
+        Verilog of further modules that designs instantiate, such as ``lutra.cosim.gates`` writes.
     """
 
-    def __init__(self, name: str, *, description: object = None, plain: bool = False) -> None:
+    def __init__(self, name: str, *, description: object = None, plain: bool = False, modules: str = "") -> None:
         self.name = name
-        self._description, self._plain = description, plain
+        self._description, self._plain, self._modules = description, plain, modules
         self._duts: dict[str, _Dut] = {}
         self._recorded: dict[str, dict[str, Port]] = {}
         self._built: simulator.Build | None = None
@@ -161,7 +163,7 @@ class Bench:
         else:
             texts = simulator.kept_texts([list(self._duts), self._description], self._texts)
             for dut in self._duts.values():
-                _spare(dut.component)
+                spare(dut.component)
         rtlil, taps = texts["rtlil"], json.loads(texts["taps"])
         self._recorded = {name: dict(dut.ports) for name, dut in self._duts.items()}
         for group, widths in taps.items():
@@ -170,7 +172,7 @@ class Bench:
                     raise ValueError(f"a port and a boundary inside are called {group}.{tap}")
                 self._recorded[group][tap] = Port(f"{group}.{tap}", width, is_input=False, has_ready=False)
         self._waves = waves
-        models = library_text(rtlil, DRAM)
+        models = library_text(rtlil, DRAM) + self._modules
         key = rtlil + library_text(rtlil) + models + Path(verilog_text.__file__).read_text()
         self._built = simulator.build(key, lambda: from_rtlil(rtlil) + models, optimization=optimization, waves=waves, plain=self._plain)
         return self._built

@@ -26,11 +26,11 @@ module DP16KD #(
     parameter CLKAMUX = "CLKA", parameter CLKBMUX = "CLKB",
     parameter GSR = "AUTO"
 ) (
-    input CLKA, CEA, OCEA, WEA, RSTA,
+    input CLKA, CEA, OCEA, WEA, RSTA, CSA2, CSA1, CSA0,
     input ADA0, ADA1, ADA2, ADA3, ADA4, ADA5, ADA6, ADA7, ADA8, ADA9, ADA10, ADA11, ADA12, ADA13,
     input DIA0, DIA1, DIA2, DIA3, DIA4, DIA5, DIA6, DIA7, DIA8, DIA9, DIA10, DIA11, DIA12, DIA13, DIA14, DIA15, DIA16, DIA17,
     output DOA0, DOA1, DOA2, DOA3, DOA4, DOA5, DOA6, DOA7, DOA8, DOA9, DOA10, DOA11, DOA12, DOA13, DOA14, DOA15, DOA16, DOA17,
-    input CLKB, CEB, OCEB, WEB, RSTB,
+    input CLKB, CEB, OCEB, WEB, RSTB, CSB2, CSB1, CSB0,
     input ADB0, ADB1, ADB2, ADB3, ADB4, ADB5, ADB6, ADB7, ADB8, ADB9, ADB10, ADB11, ADB12, ADB13,
     input DIB0, DIB1, DIB2, DIB3, DIB4, DIB5, DIB6, DIB7, DIB8, DIB9, DIB10, DIB11, DIB12, DIB13, DIB14, DIB15, DIB16, DIB17,
     output DOB0, DOB1, DOB2, DOB3, DOB4, DOB5, DOB6, DOB7, DOB8, DOB9, DOB10, DOB11, DOB12, DOB13, DOB14, DOB15, DOB16, DOB17
@@ -47,7 +47,7 @@ module DP16KD #(
     integer i;
     initial for (i = 0; i < 2048; i = i + 1) bytes[i] = INITIAL[(i / 2) * 20 + (i % 2) * 9+:9];
     generate
-        if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || RESETMODE != "SYNC" || CSDECODE_A != "0b000" || CSDECODE_B != "0b000" || CLKAMUX != "CLKA"
+        if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || CSDECODE_A != "0b000" || CSDECODE_B != "0b000" || CLKAMUX != "CLKA"
             || CLKBMUX != "CLKB" || (WRITEMODE_A != "NORMAL" && WRITEMODE_A != "READBEFOREWRITE")
             || (WRITEMODE_B != "NORMAL" && WRITEMODE_B != "READBEFOREWRITE")) begin : lacking
             DP16KD_has_no_model_of_this_mode none ();
@@ -59,6 +59,7 @@ module DP16KD #(
         {DIA17, DIA16, DIA15, DIA14, DIA13, DIA12, DIA11, DIA10, DIA9, DIA8, DIA7, DIA6, DIA5, DIA4, DIA3, DIA2, DIA1, DIA0};
     wire [17:0] dib =
         {DIB17, DIB16, DIB15, DIB14, DIB13, DIB12, DIB11, DIB10, DIB9, DIB8, DIB7, DIB6, DIB5, DIB4, DIB3, DIB2, DIB1, DIB0};
+    wire ena = CEA & ~(CSA2 | CSA1 | CSA0), enb = CEB & ~(CSB2 | CSB1 | CSB0);
     reg [35:0] qa = 0, qb = 0;
     // Byte of a port's word, or the one that holds its few bits.
     wire [10:0] at_a = DATA_WIDTH_A == 36 ? {ada[13:5], 2'b00} : DATA_WIDTH_A == 18 ? {ada[13:4], 1'b0} : ada[13:3];
@@ -68,7 +69,8 @@ module DP16KD #(
     wire [35:0] word_a = {bytes[at_a | 3], bytes[at_a | 2], bytes[at_a | 1], bytes[at_a]};
     wire [35:0] word_b = {bytes[at_b | 3], bytes[at_b | 2], bytes[at_b | 1], bytes[at_b]};
     always @(posedge CLKA) begin
-        if (CEA & WEA & ~RSTA) begin
+        if (RESETMODE != "SYNC" && (RSTA | RSTB)) $fatal(1, "DP16KD has no model of an asynchronous reset");
+        if (ena & WEA & ~RSTA) begin
             if (DATA_WIDTH_A == 36) begin
                 if (ada[0]) bytes[at_a] <= dia[8:0];
                 if (ada[1]) bytes[at_a | 1] <= dia[17:9];
@@ -81,10 +83,10 @@ module DP16KD #(
             else bytes[at_a] <= bytes[at_a] & ~few_a | (dia[8:0] & FEW_A) << ada[2:0];
         end
         if (RSTA) qa <= 0;
-        else if (CEA & (~WEA | WRITEMODE_A == "READBEFOREWRITE")) qa <= DATA_WIDTH_A < 9 ? (word_a[8:0] >> ada[2:0]) & FEW_A : word_a;
+        else if (ena & (~WEA | WRITEMODE_A == "READBEFOREWRITE")) qa <= DATA_WIDTH_A < 9 ? (word_a[8:0] >> ada[2:0]) & FEW_A : word_a;
     end
     always @(posedge CLKB) begin
-        if (CEB & WEB & ~RSTB) begin
+        if (enb & WEB & ~RSTB) begin
             if (DATA_WIDTH_B == 18) begin
                 if (adb[0]) bytes[at_b] <= dib[8:0];
                 if (adb[1]) bytes[at_b | 1] <= dib[17:9];
@@ -92,7 +94,7 @@ module DP16KD #(
             else bytes[at_b] <= bytes[at_b] & ~few_b | (dib[8:0] & FEW_B) << adb[2:0];
         end
         if (RSTB) qb <= 0;
-        else if (CEB & (~WEB | WRITEMODE_B == "READBEFOREWRITE")) qb <= DATA_WIDTH_B < 9 ? (word_b[8:0] >> adb[2:0]) & FEW_B : word_b;
+        else if (enb & (~WEB | WRITEMODE_B == "READBEFOREWRITE")) qb <= DATA_WIDTH_B < 9 ? (word_b[8:0] >> adb[2:0]) & FEW_B : word_b;
     end
     assign {
         DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5, DOA4, DOA3, DOA2, DOA1, DOA0
