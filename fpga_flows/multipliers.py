@@ -5,20 +5,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from math import ceil
 from pathlib import Path
 
 from lutra.rtl.verilog import CELL, MODULE
 
-__all__ = ["RULES", "SOFT", "blocks_of", "rows_places", "spill"]
+__all__ = ["RULES", "SOFT", "blocks_needed", "blocks_of", "rows_places", "spill"]
 
 RULES = Path(__file__).with_name("multipliers.v")
 """techmap rules of the cells that ``spill`` makes."""
 SOFT = "$__lutra_mul"
 BLOCK = 18
 """Bits of a block's operands (ECP5: MULT18X18D)."""
-MUL = re.compile(
-    r"^(?P<indent> *)cell \$mul (?P<name>[^\n]*)\n(?P<body>(?:^ *parameter [^\n]*\n)*)(?P<pins>(?:^ *connect [^\n]*\n)*)", re.MULTILINE
-)
+MUL = re.compile(r"^(?P<indent> *)cell \$mul (?P<name>[^\n]*)\n(?P<body>(?:^ *parameter [^\n]*\n)*)(?P<pins>(?:^ *connect [^\n]*\n)*)", re.MULTILINE)
 PARAMETER = re.compile(r"parameter (?:signed )?\\(?P<name>\w+) (?P<value>\S+)")
 CONSTANT = re.compile(r"connect \\[AB] \d+'[01]+$", re.MULTILINE)
 
@@ -73,8 +73,8 @@ def _kind(module: str, cell: "re.Match[str]") -> _Kind | None:
     return _Kind(module, int(values["A_WIDTH"]), int(values["B_WIDTH"]), "1" in values["A_SIGNED"])
 
 
-def _kinds(text: str, top: str) -> Counter[_Kind]:
-    """Every module's multipliers and how many there are in the whole design."""
+def _kinds(text: str, top: str) -> dict[_Kind, tuple[int, int]]:
+    """Every module's multipliers: how many of a kind it has, and how often it is there in the whole design."""
     bodies = {found["name"]: found["body"] for found in MODULE.finditer(text)}
     instances: Counter[str] = Counter()
 
@@ -85,41 +85,45 @@ def _kinds(text: str, top: str) -> Counter[_Kind]:
                 visit(cell["type"])
 
     visit(top)
-    found: Counter[_Kind] = Counter()
-    for name, count in instances.items():
-        for cell in MUL.finditer(bodies[name]):
-            kind = _kind(name, cell)
-            if kind is not None and min(kind.a, kind.b) > 1:
-                found[kind] += count
-    return found
+    cells = Counter(kind for name in instances for cell in MUL.finditer(bodies[name]) if (kind := _kind(name, cell)) and min(kind.a, kind.b) > 1)
+    return {kind: (count, instances[kind.module]) for kind, count in cells.items()}
+
+
+def blocks_needed(text: str, top: str) -> int:
+    """Blocks that a design's multipliers take."""
+    return sum(blocks_of(kind.a, kind.b) * cells * instances for kind, (cells, instances) in _kinds(text, top).items())
 
 
 def spill(text: str, top: str, available: float) -> str:
     """RTLIL of a design whose multipliers fit ``available`` blocks, after the rules in ``RULES``; as it is where they fit already.
 
-    Products are taken apart where blocks would be, at 18 bits. The smallest parts become look-up tables first; equal multipliers of a module stay equal.
+    Products are taken apart where blocks would be, at 18 bits; the parts that are the fewest look-up tables become such first, no more than must.
     """
-    kinds = _kinds(text, top)
-    over = sum(blocks_of(kind.a, kind.b) * count for kind, count in kinds.items()) - available
+    kinds, over = _kinds(text, top), blocks_needed(text, top) - available
     parts = [(rows_places(a, b), kind, bit) for kind in kinds if kind.divisible for bit, a, b in kind.parts()]
-    soft: Counter[_Kind] = Counter()
+    soft: dict[_Kind, list[tuple[int, int]]] = {}
     for _, kind, bit in sorted(parts):
         if over <= 0:
             break
-        soft[kind] |= 1 << bit
-        over -= kinds[kind]
-    if not soft:
-        return text
+        cells, instances = kinds[kind]
+        wanted = min(cells, ceil(over / instances))
+        soft.setdefault(kind, []).append((wanted, 1 << bit))
+        over -= wanted * instances
+    seen: Counter[_Kind] = Counter()
+
+    def changed(module: str, cell: "re.Match[str]") -> str:
+        kind = _kind(module, cell)
+        if kind is None or kind not in soft:
+            return cell[0]
+        mask = sum(bit for count, bit in soft[kind] if seen[kind] < count)
+        seen[kind] += 1
+        if not mask:
+            return cell[0]
+        indent = cell["indent"]
+        return f"{indent}cell {SOFT} {cell['name']}\n{cell['body']}{indent}  parameter \\SOFT 4'{mask:04b}\n{cell['pins']}"
 
     def within(module: "re.Match[str]") -> str:
-        def changed(cell: "re.Match[str]") -> str:
-            kind = _kind(module["name"], cell)
-            if kind not in soft:
-                return cell[0]
-            indent = cell["indent"]
-            parameter = f"{indent}  parameter \\SOFT 4'{soft[kind]:04b}\n"
-            return f"{indent}cell {SOFT} {cell['name']}\n{cell['body']}{parameter}{cell['pins']}"
+        body = MUL.sub(partial(changed, module["name"]), module["body"])
+        return f"{module['head']}module \\{module['name']}\n{body}end\n"
 
-        return f"{module['head']}module \\{module['name']}\n{MUL.sub(changed, module['body'])}end\n"
-
-    return MODULE.sub(within, text)
+    return MODULE.sub(within, text) if soft else text
