@@ -145,6 +145,7 @@ def map_netlist(rtlil: str, family: str, *, clock_hz: float, multipliers: float 
         "tee -q -o stat.json stat -json",
         "setattr -mod -unset keep_hierarchy *",
         "flatten -noscopeinfo",
+        "delete t:$scopeinfo",
         "opt_clean",
         "tee -q -o total.json stat -json",
         "write_json netlist.json",
