@@ -171,8 +171,8 @@ class Flow:
     def synthesis(self) -> Synthesis:
         """yosys: blocks kept apart while it maps, so that their resources are known; then flat for placement."""
         self._on_step("synthesis")
-        blocks = self.board.available.get("dsp", inf)
-        folder = map_netlist(self.design.rtlil, self.board.family, clock_hz=self.design.clock_hz, multipliers=blocks, files=self.design.files)
+        about, available = self.design, self.board.available.get("dsp", inf)
+        folder = map_netlist(about.rtlil, self.board.family, clock_hz=about.clock_hz, multipliers=available, files=about.files)
         modules, total = (json.loads((folder / name).read_text())["modules"] for name in ("stat.json", "total.json"))
         counts = _counts({name.lstrip("\\"): about["num_cells_by_type"] for name, about in modules.items()})
         kinds = {name: self._kinds(cells) for name, cells in counts.items()}
@@ -210,8 +210,9 @@ class Flow:
         family = FAMILIES[self.board.family]
         out: dict[str, float] = {}
         for cell, count in cells.items():
-            kind, each = family.kinds.get(cell, (cell, 1.0))
-            out[kind] = out.get(kind, 0) + each * count
+            if not cell.startswith("$"):  # notes of yosys, no cells
+                kind, each = family.kinds.get(cell, (cell, 1.0))
+                out[kind] = out.get(kind, 0) + each * count
         if family.name == "ecp5":
             # Where a look-up table's place is taken: by two for each carry cell; by four for each cell of RAM, and two more for its address and data.
             out["lut"] = out.get("lut", 0) + 2 * out.get("carry", 0) + 1.5 * out.get("lutram", 0)
