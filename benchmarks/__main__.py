@@ -11,6 +11,7 @@ python -m benchmarks layers                 one layer of the full-size models in
 python -m benchmarks pim_page               docs/pim.md and its plots once more, from the newest stored figures of `pim`
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
+python -m benchmarks board                  the whole core of tiny-shakespeare on a ULX3S: utilisation, clock of five seeds, a token at gate level (hours)
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their longest paths (an hour)
 python -m benchmarks token MODEL [PRESET]   a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB)
@@ -35,6 +36,7 @@ from typing import Any
 from benchmarks import (
     accuracy,
     blocks,
+    board,
     drafts,
     importing,
     kv260,
@@ -78,8 +80,13 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "pim_functions": pim_functions.measure,
 }
 """Benchmarks that need nothing but what is installed."""
-ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {"resources": resources.measure, "minilm": minilm.measure, "import": importing.measure}
-"""Benchmarks that download something or fill the disk: only when named."""
+ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {
+    "resources": resources.measure,
+    "board": board.measure,
+    "minilm": minilm.measure,
+    "import": importing.measure,
+}
+"""Benchmarks that download something, fill the disk or take hours: only when named."""
 ON_TEXT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "accuracy": accuracy.measure,
     "pim_accuracy": pim_accuracy.measure,

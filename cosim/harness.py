@@ -92,11 +92,13 @@ class Bench:
         All that determines the designs besides this package's sources, as JSON: with it, designs that were elaborated once are not elaborated again.
     plain
         Without cocotb (``lutra.cosim.bulk``): compiled longer, faster for runs of millions of cycles; the same files and recordings, no waves.
+    modules
+        Verilog of further modules that designs instantiate, such as ``lutra.cosim.gates`` writes.
     """
 
-    def __init__(self, name: str, *, description: object = None, plain: bool = False) -> None:
+    def __init__(self, name: str, *, description: object = None, plain: bool = False, modules: str = "") -> None:
         self.name = name
-        self._description, self._plain = description, plain
+        self._description, self._plain, self._modules = description, plain, modules
         self._duts: dict[str, _Dut] = {}
         self._recorded: dict[str, dict[str, Port]] = {}
         self._built: simulator.Build | None = None
@@ -161,7 +163,7 @@ class Bench:
                     raise ValueError(f"a port and a boundary inside are called {group}.{tap}")
                 self._recorded[group][tap] = Port(f"{group}.{tap}", width, is_input=False, has_ready=False)
         self._waves = waves
-        models = library_text(rtlil, DRAM)
+        models = library_text(rtlil, DRAM) + self._modules
         key = rtlil + library_text(rtlil) + models + Path(verilog_text.__file__).read_text()
         self._built = simulator.build(key, lambda: from_rtlil(rtlil) + models, optimization=optimization, waves=waves, plain=self._plain)
         return self._built

@@ -7,11 +7,14 @@ The simulation stands still between calls, and waiting is counted in its clocks:
 import struct
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from lutra.cosim import simulator
 from lutra.cosim.core import hex_image
+from lutra.cosim.gates import board_level
 from lutra.hls_models.errors import ToolError
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.program import Program
@@ -20,7 +23,7 @@ from lutra.rtl.link.system import LinkedSystem
 from lutra.rtl.ternary.system import OnChipSystem
 from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules
 
-__all__ = ["SIMULATED_CLOCKS", "SimulatedPort", "build", "serial_line"]
+__all__ = ["SIMULATED_CLOCKS", "SimulatedPort", "build", "build_gates", "serial_line"]
 
 MAIN = Path(__file__).parent / "serial.cpp"
 SIMULATED_CLOCKS = 8
@@ -44,6 +47,12 @@ def build(spec: CoreSpec, beats: int, *, optimization: str = simulator.OPTIMIZAT
     return simulator.build_program(rtlil + library_text(rtlil), lambda: from_rtlil(rtlil), MAIN, optimization=optimization)
 
 
+def build_gates(netlist: Mapping[str, Any], *, inverted_reset: bool, optimization: str = simulator.OPTIMIZATION) -> simulator.Build:
+    """The program that simulates a board's netlist after synthesis (a flat module of yosys' JSON), the contents of its memories inside."""
+    text = board_level(netlist, inverted=inverted_reset)
+    return simulator.build_program(text, lambda: text, MAIN, optimization=optimization)
+
+
 class SimulatedPort:
     """The serial port of a simulated device: as ``lutra.link.Port``, and what may go wrong with a line.
 
@@ -52,15 +61,23 @@ class SimulatedPort:
     spec, program : the core and what its memory holds
     skew : bit time of this end, in bit times of the device
     optimization : of the C++ compiler
+    design : what is simulated in place of the core's RTL, with its clocks of a bit (``build_gates``)
     """
 
     latency_s = 0.0
 
-    def __init__(self, spec: CoreSpec, program: Program, *, skew: float = 1.0, optimization: str = simulator.OPTIMIZATION) -> None:
-        uart = serial_line(spec)
+    def __init__(
+        self,
+        spec: CoreSpec,
+        program: Program,
+        *,
+        skew: float = 1.0,
+        optimization: str = simulator.OPTIMIZATION,
+        design: tuple[simulator.Build, UartConfig] | None = None,
+    ) -> None:
+        built, uart = design or (build(spec, program.beats, optimization=optimization), serial_line(spec))
         self.byte_s = FRAME_BITS / uart.baud
         self._clock_hz = uart.clock_hz
-        built = build(spec, program.beats, optimization=optimization)
         self._folder = tempfile.TemporaryDirectory(prefix="lutra-serial-")
         (Path(self._folder.name) / IMAGE).write_bytes(hex_image(program))
         command = [str(built.folder.resolve() / simulator.TOP), repr(uart.clocks * skew)]

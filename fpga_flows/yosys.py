@@ -132,7 +132,7 @@ def _script(family: Family, top: str, files: list[str]) -> str:
     lines = [
         "read_rtlil design.il",
         *(f"read_verilog -lib {file}" for file in files),
-        *(line.format(top=top) for line in family.synthesis),
+        *(line.format(top=top, hierarchy="-noflatten") for line in family.synthesis),
         "write_json netlist.json",
     ]
     return "\n".join(lines) + "\n"

@@ -17,6 +17,7 @@ from lutra.cosim.simulator import kept_texts
 from lutra.fpga_flows.boards import Board, load_board
 from lutra.fpga_flows.flow import Design, Flow, Placement, check_family, check_fits, constraints
 from lutra.fpga_flows.least import least
+from lutra.fpga_flows.multipliers import blocks_needed
 from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError, ToolError
 from lutra.hls_models.load import nearest
@@ -27,9 +28,9 @@ from lutra.hls_models.uart import UartConfig
 from lutra.rtl.board.top import BlockPins, BoardTop
 from lutra.rtl.link.system import LinkedSystem, SerialLink
 from lutra.rtl.ternary.system import OnChipSystem
-from lutra.rtl.verilog import emit_rtlil
+from lutra.rtl.verilog import emit_rtlil, share_modules
 
-__all__ = ["BLOCKS", "FpgaReport", "SeedFigures", "TooSlowError", "build", "table"]
+__all__ = ["BLOCKS", "FpgaReport", "SeedFigures", "TooSlowError", "build", "synthesised", "table"]
 
 CORE = "core"
 LINK = "link"
@@ -63,6 +64,7 @@ class FpgaReport(Config):
     block: str
     clock_hz: float
     used: dict[str, float] = Field(description="counted after synthesis, by kind; lut: places of look-up tables")
+    predicted: dict[str, float] = Field({}, description="before synthesis: memories at least, by formula; multiplier blocks, by the RTL and what there are")
     available: dict[str, float]
     blocks: dict[str, dict[str, float]] = Field(description="of modules, those below them included")
     placed: dict[str, tuple[int, int]] = Field(description="used and available by nextpnr's kinds, of the fastest placement")
@@ -144,10 +146,14 @@ def build(
     """
     target = _target(board, block, clock_hz or spec.config.clock_hz)
     what = f"{spec.config.name} for {spec.shape.name}" if block == CORE else f"block {block} of {spec.config.name}"
+    predicted: dict[str, float] = {}
     if block == CORE:
-        check_fits(target.board, least(spec, program.beats, target.board.family), what, "its memories alone")
+        predicted |= least(spec, program.beats, target.board.family)
+        check_fits(target.board, predicted, what, "its memories alone")
     on_step("RTL")
     flow = Flow(target.board, _design(target, spec, program), what=what, on_step=on_step)
+    if block == CORE:
+        predicted["dsp"] = min(blocks_needed(share_modules(flow.design.rtlil), "top"), target.board.available["dsp"])
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(flow.synthesis.folder / "yosys.log", folder / "synthesis.log")
     (folder / "pins.txt").write_text(constraints(target.board))
@@ -162,7 +168,7 @@ def build(
         packed = flow.pack(best)
         bitstream = f"{target.name}{packed.suffix}"
         shutil.copy(packed, folder / bitstream)
-    report = _report(target, flow, placements, best, bitstream, _speed(spec, program, target.clock_hz) if block == CORE else {})
+    report = _report(target, flow, placements, best, bitstream, predicted, _speed(spec, program, target.clock_hz) if block == CORE else {})
     (folder / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if not fast:
         path, reached = best.path, best.fmax_hz / 1e6
@@ -173,13 +179,27 @@ def build(
     return report
 
 
+def synthesised(spec: CoreSpec, program: Program, board: str | Path, *, clock_hz: float | None = None) -> Path:
+    """Folder of the whole core's netlist for a board (``flow.map_netlist``), from the cache where ``build`` has made it."""
+    target = _target(board, CORE, clock_hz or spec.config.clock_hz)
+    return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis.folder
+
+
 def _speed(spec: CoreSpec, program: Program, clock_hz: float) -> dict[str, float]:
     context = min(CONTEXT, spec.shape.context)
     timing = engine.timing(spec, program, prompt=1, contexts=[context])
     return {str(context): clock_hz / float(timing.end[-1] - timing.end[-2])}
 
 
-def _report(target: _Target, flow: Flow, placements: list[Placement], best: Placement, bitstream: str | None, speed: dict[str, float]) -> FpgaReport:
+def _report(
+    target: _Target,
+    flow: Flow,
+    placements: list[Placement],
+    best: Placement,
+    bitstream: str | None,
+    predicted: dict[str, float],
+    speed: dict[str, float],
+) -> FpgaReport:
     seeds = [
         SeedFigures(
             seed=one.seed,
@@ -197,6 +217,7 @@ def _report(target: _Target, flow: Flow, placements: list[Placement], best: Plac
         block=target.block,
         clock_hz=target.clock_hz,
         used=flow.synthesis.used,
+        predicted=predicted,
         available=dict(target.board.available),
         blocks=flow.synthesis.blocks,
         placed=best.used,

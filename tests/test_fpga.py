@@ -12,7 +12,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
-from lutra import api
+from lutra import api, engine
 from lutra.cli import main
 from lutra.fpga import BLOCKS, FpgaReport, TooSlowError
 from lutra.fpga_flows.boards import Board, Pin, board_names, load_board
@@ -134,6 +134,15 @@ def test_what_does_not_fit_is_refused_before_the_tools_start(run: Run, tmp_path:
     with pytest.raises(ConfigError, match=r"block weights of smallest does not fit narrow: lut \d+ of 95 \(95 % of 100\), .* \(counted after synthesis\)"):
         api.fpga(run.path, narrow, block="weights")
     assert not (run.path / "fpga").exists()
+
+
+def test_the_preset_of_the_board_is_fast_enough() -> None:
+    spec = CoreSpec(config=load_config("tiny-ulx3s", CoreConfig), shape=config_shape(HERE / "models" / "tiny-shakespeare" / "config.json"))
+    program = compile_model(spec.shape, spec.config)
+    timing = engine.timing(spec, program, prompt=1, contexts=[256])
+    assert spec.config.clock_hz / (timing.end[-1] - timing.end[-2]) > 1000  # tokens per second
+    needed = least(spec, program.beats, "ecp5")
+    assert not load_board("ulx3s-85f").excess(needed) and needed["bram18"] <= 187
 
 
 def test_boards(tmp_path: Path) -> None:

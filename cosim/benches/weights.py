@@ -34,7 +34,8 @@ def configurations(seed: int, count: int = 10) -> dict[str, WeightPathConfig]:
                 ring_rows=int(rng.integers(8, 80)),
             )
         )
-    return {f"c{i}": config for i, config in enumerate(chosen)}
+    # Both decoders, whatever else is drawn.
+    return {f"c{i}": config.model_copy(update={"decoder": "adders"} if i % 2 else {}) for i, config in enumerate(chosen)}
 
 
 def bench(configs: dict[str, WeightPathConfig]) -> Bench:

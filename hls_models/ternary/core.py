@@ -22,6 +22,9 @@ from lutra.hls_models.ternary.weights import WeightPathConfig
 
 __all__ = ["CoreSpec"]
 
+ADDERS_HZ = 100e6
+"""Clock up to which five adders one behind another decode a byte of trits: some 11 ns on an ECP5."""
+
 
 class CoreSpec(Config):
     """Hardware sizes and model shape together; everything about a core follows from it."""
@@ -105,6 +108,7 @@ class CoreSpec(Config):
             beat_bytes=c.beat_bytes,
             ring_rows=c.ring_rows,
             ring_ram=c.device_ram,
+            decoder="adders" if c.clock_hz <= ADDERS_HZ else "table",
         )
 
     @cached_property

@@ -42,6 +42,10 @@ class WeightPathConfig(RowLayout):
     ring_rows: int = Field(ge=2, description="rows that the ring holds, e.g. 512")
     ring_ram: Literal["block", "ultra"] = Field(default="block", description="memory of the ring: block RAM, or UltraRAM where the device has it")
 
+    decoder: Literal["table", "adders"] = Field(
+        default="table", description="of code bytes to trits: a table of look-up tables, or five adders one behind another (a third of them, for slow clocks)"
+    )
+
     @property
     def index_bits(self) -> int:
         """Bits of a group index."""

@@ -2,11 +2,12 @@
 """Sequencer: fetches the program once, then runs it pass after pass, prefill chunks first, one decoded token per pass after that."""
 
 from amaranth import Cat, Module, Mux, Signal
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hls_models.ternary.isa import COMMON_FIELDS, INSTRUCTION_BITS, Unit, When
 from lutra.rtl.ternary.dispatch import dispatched_layout
+from lutra.rtl.ternary.ram import OneReadRam
 
 __all__ = ["Sequencer"]
 
@@ -22,7 +23,7 @@ class Sequencer(wiring.Component):
     Parameters
     ----------
     beat_bytes : memory port width; an instruction takes ceil(24 / beat_bytes) beats.
-    program_words, chunk, context : capacities. program_ram : "distributed" or "block" RAM.
+    program_words, chunk, context : capacities.
 
     Members
     -------
@@ -36,9 +37,8 @@ class Sequencer(wiring.Component):
     pass_done : ``Out(1)`` pulse at the end of each pass.
     """
 
-    def __init__(self, *, beat_bytes: int, program_words: int, chunk: int, context: int, id_bits: int, program_ram: str = "distributed") -> None:
+    def __init__(self, *, beat_bytes: int, program_words: int, chunk: int, context: int, id_bits: int) -> None:
         self._beat_bytes, self._words, self._chunk, self._context = beat_bytes, program_words, chunk, context
-        self._program_ram = program_ram
         super().__init__(
             {
                 "start": In(1),
@@ -68,8 +68,7 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         beats = -(-INSTRUCTION_BITS // (8 * self._beat_bytes))
-        m.submodules.program = program = memory.Memory(shape=INSTRUCTION_BITS, depth=self._words, init=[], attrs={"ram_style": self._program_ram})
-        store, fetch = program.write_port(), program.read_port()
+        m.submodules.program = program = OneReadRam(width=INSTRUCTION_BITS, depth=self._words, style="block")
         pc = Signal(range(self._words))
         address = Signal(32)
         end, tokens, last = Signal(17), Signal(8), Signal()
@@ -81,10 +80,10 @@ class Sequencer(wiring.Component):
         beat = Signal(range(beats + 1))
         arrived = Cat(gathered, self.data.payload)[8 * self._beat_bytes :]
         m.d.comb += [
-            store.addr.eq(pc),
-            store.data.eq(arrived[:INSTRUCTION_BITS]),
-            fetch.addr.eq(pc),
-            fetch.en.eq(1),
+            program.write_address.eq(pc),
+            program.write_data.eq(arrived[:INSTRUCTION_BITS]),
+            program.address.eq(pc),
+            program.enable.eq(1),
             self.read.payload.eq(address),
             self.data.ready.eq(1),
             self.token.ready.eq(1),
@@ -92,13 +91,13 @@ class Sequencer(wiring.Component):
             self.next_position.eq(self.position + tokens),
         ]
         opcode_bits, when_bits = COMMON_FIELDS[0].bits, COMMON_FIELDS[1].bits
-        opcode = fetch.data[:opcode_bits]
-        when = fetch.data[opcode_bits : opcode_bits + when_bits]
+        opcode = program.data[:opcode_bits]
+        when = program.data[opcode_bits : opcode_bits + when_bits]
         one = Signal()  # from FETCH on
         m.d.sync += one.eq(tokens == 1)
         wanted = (when == When.ALWAYS) | Mux(last, (when == When.LAST) | (when == Mux(one, When.LAST_ONE, When.LAST_MANY)), when == When.NOT_LAST)
         m.d.comb += [
-            self.push.payload.word.eq(fetch.data),
+            self.push.payload.word.eq(program.data),
             self.push.payload.tokens.eq(tokens),
             self.push.payload.position.eq(self.position),
             self.push.payload.serial.eq(self.verify),
@@ -134,7 +133,7 @@ class Sequencer(wiring.Component):
                 m.d.sync += gathered.eq(arrived)
                 m.next = "BOOT_READ"
                 with m.If(beat == beats - 1):
-                    m.d.comb += store.en.eq(1)
+                    m.d.comb += program.write_enable.eq(1)
                     m.d.sync += [beat.eq(0), pc.eq(pc + 1)]
                     with m.If(arrived[:opcode_bits] == Unit.END):
                         m.d.sync += self.booted.eq(1)

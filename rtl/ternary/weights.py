@@ -31,12 +31,40 @@ class _Table(wiring.Component):
         return m
 
 
+class _Adders(wiring.Component):
+    """``_digits`` of a byte, registered: each trit is the top of three times what the one before left."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": In(8), "y": Out(2 * TRITS_PER_BYTE)})
+
+    def elaborate(self, platform):
+        m = Module()
+        rest, digits = self.a, []
+        for _ in range(TRITS_PER_BYTE):
+            tripled = Signal(10, name="tripled")
+            m.d.comb += tripled.eq(rest + (rest << 1))
+            digits.append(tripled[8:])
+            rest = tripled[:8]
+        y = Signal(2 * TRITS_PER_BYTE, reset_less=True)
+        m.d.sync += y.eq(Cat(digits))
+        m.d.comb += self.y.eq(y)
+        return m
+
+
 def _look_up(m: Module, values: list[int], bits: int, a: Value, name: str, place: str) -> Value:
     """``values`` at ``a``, a clock later, through submodule ``place``: a module ``name`` that all equal ones share."""
     table = _Table(values=values, bits=bits)
     m.submodules[place] = once(table, name)
     m.d.comb += table.a.eq(a)
     return table.y
+
+
+def _add(m: Module, byte: Value, place: str) -> Value:
+    """The trits of a code byte by adders, a clock later, through submodule ``place``."""
+    adders = _Adders()
+    m.submodules[place] = once(adders, "trit_adders")
+    m.d.comb += adders.a.eq(byte)
+    return adders.y
 
 
 def _digits(byte: int) -> int:
@@ -147,7 +175,10 @@ class WeightPath(wiring.Component):
         digit_bits = 2 * TRITS_PER_BYTE
         decoded = [_digits(byte) for byte in range(256)]
         beat_bytes = [self.beats.payload[8 * i : 8 * i + 8] for i in range(config.beat_bytes)]
-        fresh = Cat(_look_up(m, decoded, digit_bits, byte, "trit_decoder", f"byte{i}") for i, byte in enumerate(beat_bytes))
+        if config.decoder == "adders":
+            fresh = Cat(_add(m, byte, f"byte{i}") for i, byte in enumerate(beat_bytes))
+        else:
+            fresh = Cat(_look_up(m, decoded, digit_bits, byte, "trit_decoder", f"byte{i}") for i, byte in enumerate(beat_bytes))
         digits = Signal(digit_bits * config.row_bytes, reset_less=True)
         arrived = Signal()
         m.d.sync += arrived.eq(accepted)
