@@ -10,6 +10,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
 from lutra.hls_models.errors import ToolError
+from lutra.rtl.verilog import spare
 
 __all__ = ["CELLS", "Gates", "board_level", "cell_models", "gate_level"]
 

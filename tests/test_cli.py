@@ -351,7 +351,7 @@ def test_a_core_is_held_against_its_device(model: Path, config: Path, capsys: py
     assert err == "" and found["fits"] is True and found["device"] == "kv260" and 0 < found["share"] < 0.85 and "exceeds" not in found
     assert json.loads(out)["provenance"]["resources"] == "model"
 
-    wide = text.replace("columns: 10", "columns: 64").replace("lanes: 2", "lanes: 8", 1).replace("max_tile_columns: 400", "max_tile_columns: 640")
+    wide = text.replace("columns: 10", "columns: 80").replace("lanes: 2", "lanes: 8", 1).replace("max_tile_columns: 400", "max_tile_columns: 800")
     (tmp_path / "wide.yaml").write_text(wide)
     progress.quiet(False)
     try:
