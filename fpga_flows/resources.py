@@ -34,6 +34,7 @@ def _control(spec: CoreSpec) -> list[Any]:
         chunk=config.chunk,
         context=shape.context,
         id_bits=id_bits,
+        program_ram="block" if config.device_ram == "ultra" else "distributed",
     )
     registers = Registers(context=shape.context, id_bits=id_bits, best=config.best, lanes=config.draft_lanes, config_hash=spec.hash)
     return [sequencer, Dispatch(depth=config.queue), registers, CodeRouter(spec.vector)]

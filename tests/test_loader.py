@@ -179,6 +179,7 @@ def test_shared_timing_equals_the_full_one(config: LoaderConfig, memory: str, wr
                 last[half] = max(end + 1 + hold[half], last[half] + 1)
                 halves[half].append(last[half])
         elif load.target == LoadTarget.PLANES:
+            assert listed is not None
             counts = [len(one) for one in listed]
             moved = timing.planes(accept, lambda segment, end, counts=counts: np.full(counts[segment], end + 1 + wait))  # type: ignore[misc]
             got[name].append(moved.taken[0])

@@ -2,7 +2,7 @@
 """Whole cores of random sizes with random models: conversations on the RTL against golden values and cycle model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def small(rng: np.random.Generator, kv_format: KvFormat = "int8") -> Small:
     return Small(CoreSpec(config=config, shape=shape), compile_model(model, config))
 
 
-def pattern(rng: np.random.Generator) -> dict[str, int]:
+def pattern(rng: np.random.Generator) -> dict[str, Any]:
     """A memory that rests now and then: a rate, a refresh, or both."""
     kind, denominator = int(rng.integers(1, 4)), int(rng.integers(2, 9))
     rate = {"rate_numerator": int(rng.integers(denominator // 2, denominator)) or 1, "rate_denominator": denominator}
@@ -83,7 +83,7 @@ def pattern(rng: np.random.Generator) -> dict[str, int]:
     return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
-def shared(rng: np.random.Generator, *, layers: int | None = None, planes: bool = False, **changes: int) -> Small:
+def shared(rng: np.random.Generator, *, layers: int | None = None, planes: bool = False, **changes: Any) -> Small:
     """A core on a shared memory and a model of random small sizes; ``planes``: with a head in two planes; ``changes`` of its ``MemoryConfig``."""
     ports = int(rng.choice([1, 2, 4]))
     v: Literal[4, 8] = 8 if ports > 1 and rng.integers(2) else 4

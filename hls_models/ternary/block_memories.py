@@ -87,7 +87,8 @@ def _loader(c: LoaderConfig) -> list[Primitives]:
 
 
 def _control(spec: CoreSpec) -> list[Primitives]:
-    program = block_ram(FAMILY, INSTRUCTION_BITS, spec.config.program_words)
+    style = "block" if spec.config.device_ram == "ultra" else "distributed"
+    program = styled_ram(FAMILY, style, INSTRUCTION_BITS, spec.config.program_words)
     id_bits, context = max(1, (spec.shape.vocabulary - 1).bit_length()), spec.shape.context
     tokens = [block_ram(FAMILY, id_bits, context)] * 2 if context > LUT_ROWS * 8 else []  # read by two; a shallow one is LUT-RAM, and fitted
     return [program, *tokens]

@@ -42,7 +42,9 @@ class CoreConfig(Config):
     queue: int = Field(4, ge=2, le=16, description="instructions queued per unit")
     program_words: int = Field(128, ge=16, le=4096, description="instructions the sequencer can hold")
     tree: Literal["lut", "dsp"] = Field("lut", description="adders of the lookup array above the pairs: look-up tables, or DSP48E2 blocks (two sums each)")
-    device_ram: Literal["block", "ultra"] = Field("block", description="deep buffers: block RAM, or UltraRAM where the device has it (drain then in block RAM)")
+    device_ram: Literal["block", "ultra"] = Field(
+        "block", description="deep buffers: block RAM, or UltraRAM where the device has it (drain and program then in block RAM)"
+    )
     memory_latency: int = Field(2, ge=2, le=64, description="clocks from a read request to its data, of weights and tables on chip")
     device: str | None = Field(None, description="FPGA board whose totals the core is held against (a name that `lutra presets` lists); none: no check")
     memory: MemoryConfig | None = Field(None, description="shared memory that holds model and cache; without it everything is on chip")

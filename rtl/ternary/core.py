@@ -75,6 +75,7 @@ class Core(wiring.Component):
             chunk=config.chunk,
             context=shape.context,
             id_bits=id_bits,
+            program_ram="block" if config.device_ram == "ultra" else "distributed",
         )
         m.submodules.registers = registers = Registers(
             context=shape.context, id_bits=id_bits, best=config.best, lanes=config.draft_lanes, config_hash=spec.hash

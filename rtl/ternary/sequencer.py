@@ -23,7 +23,7 @@ class Sequencer(wiring.Component):
     Parameters
     ----------
     beat_bytes : memory port width; an instruction takes ceil(24 / beat_bytes) beats.
-    program_words, chunk, context : capacities.
+    program_words, chunk, context : capacities. program_ram : "distributed" or "block" RAM.
 
     Members
     -------
@@ -37,8 +37,9 @@ class Sequencer(wiring.Component):
     pass_done : ``Out(1)`` pulse at the end of each pass.
     """
 
-    def __init__(self, *, beat_bytes: int, program_words: int, chunk: int, context: int, id_bits: int) -> None:
+    def __init__(self, *, beat_bytes: int, program_words: int, chunk: int, context: int, id_bits: int, program_ram: str = "distributed") -> None:
         self._beat_bytes, self._words, self._chunk, self._context = beat_bytes, program_words, chunk, context
+        self._program_ram = program_ram
         super().__init__(
             {
                 "start": In(1),
@@ -68,7 +69,7 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         beats = -(-INSTRUCTION_BITS // (8 * self._beat_bytes))
-        m.submodules.program = program = OneReadRam(width=INSTRUCTION_BITS, depth=self._words, style="block")
+        m.submodules.program = program = OneReadRam(width=INSTRUCTION_BITS, depth=self._words, style=self._program_ram)
         pc = Signal(range(self._words))
         address = Signal(32)
         end, tokens, last = Signal(17), Signal(8), Signal()
