@@ -19,7 +19,7 @@ from lutra.hls_models.ternary.block_memories import MEMORIES
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.sizing import LUTS, Primitives
 
-__all__ = ["DATA", "KINDS", "Resources", "block_configs", "block_resources", "coefficients", "counted", "resources"]
+__all__ = ["DATA", "KINDS", "Resources", "block_configs", "block_resources", "coefficients", "counted", "resources", "stated_error"]
 
 DATA = Path(__file__).parent / "resources.json"
 KINDS = ("lut", "lutram", "ff", "bram36", "uram", "dsp")
@@ -52,6 +52,13 @@ def coefficients() -> dict[str, Any]:
     """The stored fit: {date, yosys, errors, blocks: {block: {kind: {feature: coefficient}}}}."""
     found: dict[str, Any] = json.loads(DATA.read_text())
     return found
+
+
+def stated_error() -> str:
+    """How far the model was off over synthesised blocks that took no part in its fit, in words."""
+    lut = coefficients()["errors"]["all"]["lut"]
+    off = f"{100 * lut['mean']:.1f} % off on average, {100 * lut['max']:.1f} % at most"
+    return f"resources by a model fitted to synthesis: look-up tables of {lut['blocks']} blocks that took no part in the fit were {off}"
 
 
 def counted(primitives: Primitives) -> Resources:

@@ -14,6 +14,7 @@ from rich.text import Text
 from lutra.charts import BUSY, MUTED, STALLS, STYLE, WIDTH
 from lutra.exploration.search import Exploration, Found
 from lutra.exploration.space import Choice
+from lutra.hls_models.ternary.resources import stated_error
 
 __all__ = ["SHORT", "TABLE_WIDTH", "plot", "table"]
 
@@ -68,7 +69,7 @@ def table(result: Exploration) -> Group:
         )
     same = ", ".join(f"{name} {_text(lines[0][1].candidate.point[place])}" for place, name in enumerate(result.space.names) if place not in varied)
     notes = [f"in all rows: {same}"] if same else []
-    return Group(Text(_title(result), style="bold"), shown, Text("\n".join([*notes, _summary(result)]), style="dim"))
+    return Group(Text(_title(result), style="bold"), shown, Text("\n".join([*notes, _summary(result), stated_error()]), style="dim"))
 
 
 def _text(value: Choice) -> str:

@@ -19,6 +19,7 @@ from lutra.hls_models.errors import ConfigError, LutraError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.resources import stated_error
 from lutra.progress import Update
 
 __all__ = ["GRID", "ROUND", "Exploration", "Found", "explore", "front_of"]
@@ -102,6 +103,7 @@ class Exploration:
             "device": self.device.name,
             "goal": self.goal,
             "minimises": GOALS[self.goal],
+            "resource_model": stated_error(),
             "prompt": self.prompt,
             "context": self.context,
             "clock_hz": self.space.base.clock_hz,
