@@ -182,9 +182,9 @@ def _counted(synthesis: Row) -> str:
         parts.append(f"**{name}**\n\n{_table(head, rows)}")
     lut, every = synthesis["errors"]["all"]["lut"], synthesis["errors"]["all"]
     others = ", ".join(f"{LUTS[kind]} {100 * one['mean']:.1f} % ({100 * one['max']:.1f} %)" for kind, one in every.items() if kind != "lut")
-    return f"""Counted block by block by open synthesis for xcup (yosys {synthesis["yosys"]}, hierarchy kept; {synthesis["date"]}, `python -m benchmarks resources`).
-The fitted model over {lut["blocks"]} blocks that took no part in its fit: LUT {100 * lut["mean"]:.1f} % off on average, {100 * lut["max"]:.1f} % at most; {others}.
-Clocks are {synthesis["clock_rule"]}.
+    return f"""Counted block by block by open synthesis for xcup (yosys {synthesis["yosys"]}, hierarchy kept; {synthesis["date"]},
+`python -m benchmarks resources`). The fitted model over {lut["blocks"]} blocks that took no part in its fit: LUT {100 * lut["mean"]:.1f} % off on average,
+{100 * lut["max"]:.1f} % at most; {others}. Clocks are {synthesis["clock_rule"]}.
 
 {chr(10).join(part + chr(10) for part in parts)}"""
 
