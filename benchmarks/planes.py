@@ -54,7 +54,7 @@ def measure(text: Path) -> dict[str, Any]:
     planes = PlanesConfig(beat_bytes=BEAT_BYTES, hidden=model.shape.hidden, segment=SEGMENT)
     choices = [planes.choose(row, table, scales) for row in codes]
     plain = spec.head.scores(codes, table, scales)
-    same = sum(choice.ids[0] == int(spec.head.choose(score)[0][0]) for choice, score in zip(choices, plain, strict=True))
+    same = sum(int(choice.ids[0]) == int(spec.head.choose(score)[0][0]) for choice, score in zip(choices, plain, strict=True))
     again = np.array([sum(len(rows) for rows in choice.lists) for choice in choices])
     whole_beats = planes.high_beats(len(table)) + len(table) * planes.row_beats
     return {

@@ -177,7 +177,10 @@ def test_mistakes_are_one_line(base: CoreConfig, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("distributed")
     cases: list[tuple[str, Any]] = [
         (rf"scheduler {address}: cannot be reached within", lambda: api.explore("bitnet-0.73b", scheduler=address)),
-        (r"scheduler nonsense://x: cannot be reached", lambda: api.explore("bitnet-0.73b", scheduler="nonsense://x")),
+        *(
+            (rf"scheduler must be tcp://HOST:PORT .*, not '{wrong}'; nearest: ", lambda wrong=wrong: api.explore("bitnet-0.73b", scheduler=wrong))
+            for wrong in ("nonsense", "nonsense://x", "tcp://localhost", "tcp://127.0.0.1:abc", "")
+        ),
         (r"goal must be one of decode, ttft, bytes or energy, not 'decoding'; nearest: decode", lambda: api.explore("bitnet-0.73b", goal="decoding")),
         (r"device kv206: no such file and no shipped device of that name; nearest: kv260", lambda: api.explore("bitnet-0.73b", "kv206")),
         (r"device ulx3s-85f: resources of family ecp5 have no fitted model", lambda: api.explore("tiny-shakespeare", "ulx3s-85f")),

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head in two 4-bit planes: always the int8 head's choice, never more low rows than there are, few where scores differ much."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from lutra.hls_models.load import load_config
+from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.planes import PlanesConfig
 
@@ -67,6 +71,20 @@ def test_a_clear_winner_leaves_few_rows(rng: np.random.Generator) -> None:
     found = CONFIG.choose(codes, table, np.full(200, 0x3F800000, np.uint32))
     assert found.ids[0] == 3
     assert sum(len(one) for one in found.lists) < 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_planes": 100}, "head_planes must be a power of two of at least 16 rows .*, not 100; nearest: 128"),
+        ({"head_planes": 8}, "head_planes must be a power of two of at least 16 rows .*, not 8; nearest: 16"),
+        ({"draft_lanes": 2}, "draft_lanes must be at least 3 with head_planes .*, not 2; nearest: 3"),
+        ({"memory": None}, "head_planes must be 0 without a shared memory .*; nearest: 0"),
+    ],
+)
+def test_configurations_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CoreConfig.model_validate(load_config("kv260-planes", CoreConfig).model_dump() | changes)
 
 
 def test_refused() -> None:

@@ -78,10 +78,8 @@ class CoreConfig(Config):
             raise ValueError(f"beat_bytes must be ports x {PORT_BYTES} = {self.memory.beat_bytes}, not {self.beat_bytes}")
         if self.memory and self.kv_format != "int8":
             raise ValueError(f"kv_format must be int8 where memory is shared, not {self.kv_format}")
-        if self.head_planes and (not self.memory or self.draft_lanes < 3):
-            raise ValueError(
-                f"head_planes must be 0 without a shared memory and three draft_lanes, two of which share a beat, not {self.head_planes}; nearest: 0"
-            )
+        if self.head_planes:
+            self._check_planes()
         if self.beat_bytes % v:
             raise ValueError(f"beat_bytes must be a multiple of vector_lanes = {v}, not {self.beat_bytes}; nearest: {-(-self.beat_bytes // v) * v}")
         if self.beat_bytes < 3 * v:
@@ -91,3 +89,16 @@ class CoreConfig(Config):
                 f"max_tile_columns must be a multiple of vector_lanes = {v}, not {self.max_tile_columns}; nearest: {max(1, self.max_tile_columns // v) * v}"
             )
         return self
+
+    def _check_planes(self) -> None:
+        rows, scales = self.head_planes, self.beat_bytes // 4
+        if self.memory is None:
+            raise ValueError(f"head_planes must be 0 without a shared memory (memory), not {rows}; nearest: 0")
+        if self.draft_lanes < 3:
+            raise ValueError(f"draft_lanes must be at least 3 with head_planes (two lanes share a beat), not {self.draft_lanes}; nearest: 3")
+        if scales & (scales - 1):
+            raise ValueError(f"head_planes must be 0 where a beat holds {scales} scales, which is no power of two, not {rows}; nearest: 0")
+        if rows & (rows - 1) or rows < scales:
+            legal = [1 << power for power in range(scales.bit_length() - 1, 11)]
+            nearest = min(legal, key=lambda one: abs(one - rows))
+            raise ValueError(f"head_planes must be a power of two of at least {scales} rows (a beat of scales), not {rows}; nearest: {nearest}")

@@ -56,9 +56,9 @@ def coefficients() -> dict[str, Any]:
 
 def stated_error() -> str:
     """How far the model was off over synthesised blocks that took no part in its fit, in words."""
-    lut = coefficients()["errors"]["all"]["lut"]
-    off = f"{100 * lut['mean']:.1f} % off on average, {100 * lut['max']:.1f} % at most"
-    return f"resources by a model fitted to synthesis: look-up tables of {lut['blocks']} blocks that took no part in the fit were {off}"
+    every = coefficients()["errors"]["all"]
+    off = ", ".join(f"{kind} {100 * every[kind]['mean']:.1f} % ({100 * every[kind]['max']:.1f} %)" for kind in KINDS if kind in every)
+    return f"resources by a model fitted to synthesis; off over {every['lut']['blocks']} blocks that took no part in the fit, mean (largest): {off}"
 
 
 def counted(primitives: Primitives) -> Resources:

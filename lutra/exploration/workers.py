@@ -13,6 +13,8 @@ from typing import Any
 from lutra.exploration.evaluate import Figures, Task, evaluate, models_hash
 from lutra.hls_models.errors import LutraError, ToolError
 
+SCHEMES = ("tcp", "tls", "ucx", "ws", "wss")
+"""Of addresses that the distributed scheduler listens at."""
 __all__ = ["CONNECT_SECONDS", "Run", "workers"]
 
 CONNECT_SECONDS = 5.0
@@ -76,7 +78,15 @@ def _dask(address: str) -> Iterator[Run]:
     except ImportError:
         raise ToolError("--scheduler needs the package distributed: pip install 'lutra[explore]'") from None
     import logging
+    from urllib.parse import urlsplit
 
+    try:
+        parts = urlsplit(address)
+        sound = parts.scheme in SCHEMES and bool(parts.hostname) and bool(parts.port)
+    except ValueError:  # no number for a port
+        sound = False
+    if not sound:
+        raise LutraError(f"scheduler must be tcp://HOST:PORT (or tls://), not {address!r}; nearest: tcp://127.0.0.1:8786, what dask scheduler listens at")
     # a connection that fails is told in one line by us
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
