@@ -8,6 +8,7 @@ when it is made, so a pass cannot leave a broken graph behind.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,15 +23,15 @@ N = TypeVar("N", bound="Node")
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
+class Node(ABC):
     """A value by name, and the names of the values it is made from."""
 
     name: str
     inputs: tuple[str, ...]
 
+    @abstractmethod
     def width(self, *inputs: int) -> int:
         """Columns of the value, from the columns of the inputs; ValueError where they do not fit."""
-        raise NotImplementedError
 
 
 def _rule(node: Node, holds: bool, text: str) -> None:

@@ -5,6 +5,7 @@ Rows are stored one after the other, then the schedule runs. On chip a tile is r
 left; behind a shared memory its rows come at cycles that LOADER's model tells.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -35,7 +36,7 @@ class RowWriter(Protocol):
         """First cycle after the last row's handshake in which all rows are in the (shared) memory."""
 
 
-class _Cache:
+class _Cache(ABC):
     """The key/value memory on chip as the loader meets it: the first request of a tile follows its free half, or the last request before, by two clocks."""
 
     def begin(self, rows: Iterator[int], start: int) -> None:
@@ -47,9 +48,9 @@ class _Cache:
         self._take = last + 1
         return answered
 
+    @abstractmethod
     def _load(self, first: int, rows: int) -> tuple[int, int]:
         """Rows requested from cycle ``first`` on: handshake of the last request, and of the last answer."""
-        raise NotImplementedError
 
 
 class FixedMemory(_Cache):

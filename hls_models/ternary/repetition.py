@@ -5,6 +5,7 @@ Everything that a cycle model remembers is shown to a ``Moments``: clocks, and w
 own reference lead to the same further cycles, relative to it. Clocks that lie ``PAST`` before the reference bind nothing any more and count as equal.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -20,12 +21,13 @@ PAST = 4096
 """Clocks; what happens next lies behind the reference, and nothing that is added to a remembered clock before it binds (latencies, pipelines) is as long."""
 
 
-class Moments:
+class Moments(ABC):
     """Visitor of a state: ``at`` is shown every clock (an int, or an array of any shape) and returns what shall stand in its place."""
 
-    def at(self, cycles: T) -> T:
-        raise NotImplementedError
+    @abstractmethod
+    def at(self, cycles: T) -> T: ...
 
+    @abstractmethod
     def note(self, *facts: Any) -> None:
         """What is no clock but decides about the further cycles."""
 
@@ -63,6 +65,9 @@ class Mover(Moments):
 
     def __init__(self, clocks: int) -> None:
         self._clocks = clocks
+
+    def note(self, *facts: Any) -> None:
+        """They are the same wherever the layer begins."""
 
     def at(self, cycles: T) -> T:
         return cycles + self._clocks  # type: ignore[operator, return-value]

@@ -8,6 +8,7 @@ appends rows and moves nothing.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -190,7 +191,7 @@ def chunk_columns(inputs: int, groups: int, costs: Costs) -> list[int]:
 P = TypeVar("P", bound=Placed)
 
 
-class Placer(Generic[P]):
+class Placer(ABC, Generic[P]):
     """Places a model of any family; ``place``, ``sizes`` and ``score_budget`` are the family's."""
 
     def __init__(self, shape: TransformerShape, config: PimConfig, reservation: int, steps: int, positions: int) -> None:
@@ -318,17 +319,17 @@ class Placer(Generic[P]):
 
     # the family's
 
+    @abstractmethod
     def place(self) -> P:
         """Everything, from row 0 on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sizes(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of one layer's matrices and of all others: what may be placed small."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score_budget(self, layout: HeadLayout) -> int:
         """Words of the SRAM that are left for scores."""
-        raise NotImplementedError
 
     def partition(self, ignore_capacity: bool) -> P:
         """By cycles; where that does not fit, with the placements that save most rows per cycle made small, one after the other."""
