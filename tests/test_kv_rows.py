@@ -50,7 +50,7 @@ def test_a_wrong_scale_is_caught(bench: Bench, seed: int, monkeypatch: pytest.Mo
         kv_rows.check(bench, LAYOUTS, seed)
 
 
-@pytest.fixture(params=[(4, 64, 32), (4, 80, 16), (6, 144, 8), (3, 48, 32), (1, 16, 4)], ids=str)
+@pytest.fixture(params=[(4, 64, 32), (4, 80, 16), (6, 144, 8), (3, 48, 32), (1, 16, 4), (5, 96, 8), (6, 128, 8)], ids=str)
 def layout(request: pytest.FixtureRequest) -> KvLayout:
     ports, head_dim, tile = request.param
     return KvLayout(beat_bytes=ports * PORT_BYTES, layers=2, kv_heads=2, head_dim=head_dim, context=3 * tile, key_tile=tile, base=7)

@@ -76,6 +76,15 @@ def test_every_word_and_cycle_of_a_head_in_two_planes(rng: np.random.Generator) 
     assert sum(converse(made, many, rng) for _ in range(4)) > 10_000
 
 
+def test_every_word_and_cycle_of_five_and_six_ports(rng: np.random.Generator) -> None:
+    """Keys and values as in the full-size models, whose rows are padded there."""
+    sizes = np.random.default_rng([MASTER_SEED, 70])
+    many = [core.shared(sizes, layers=1, ports=ports, head_dim=head_dim) for ports, head_dim in ((5, 96), (6, 128))]
+    assert all(one.spec.kv_layout.row_bytes > one.spec.kv_layout.head_dim for one in many)
+    made = core.bench(many)
+    assert sum(converse(made, many, rng) for _ in range(3)) > 5_000
+
+
 def test_a_head_in_two_planes_chooses_as_the_other_does(rng: np.random.Generator) -> None:
     for one in two_planes(4):
         prompt, model = prompt_of(one, rng), TernaryModel.random(one.spec.shape, 7)

@@ -115,8 +115,7 @@ def settings(seed: int, count: int = 10) -> dict[str, Setting]:
 
 
 def _layout(ports: int, rng: np.random.Generator) -> KvLayout:
-    odd = ports // (ports & -ports)
-    units = odd * int(rng.integers(-(-ports // odd), 10 // odd + 2))
+    units = int(rng.integers(ports, 12))
     tile = int(rng.choice([8, 16, 32]))
     return KvLayout(
         beat_bytes=ports * PORT_BYTES,

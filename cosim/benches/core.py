@@ -83,12 +83,18 @@ def pattern(rng: np.random.Generator) -> dict[str, Any]:
     return (rate if kind & 1 else {}) | (refresh if kind & 2 else {})
 
 
-def shared(rng: np.random.Generator, *, layers: int | None = None, planes: bool = False, **changes: Any) -> Small:
-    """A core on a shared memory and a model of random small sizes; ``planes``: with a head in two planes; ``changes`` of its ``MemoryConfig``."""
-    ports = int(rng.choice([1, 2, 4]))
+def shared(
+    rng: np.random.Generator, *, layers: int | None = None, planes: bool = False, ports: int | None = None, head_dim: int | None = None, **changes: Any
+) -> Small:
+    """A core on a shared memory and a model of random small sizes; ``planes``: with a head in two planes; ``ports`` and ``head_dim``, or random ones (rows of
+    keys not padded); ``changes`` of its ``MemoryConfig``."""
+    ports = ports or int(rng.choice([1, 2, 4]))
     v: Literal[4, 8] = 8 if ports > 1 and rng.integers(2) else 4
-    kv_heads, group, head_dim = int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.choice([size for size in (16, 32, 48, 64) if size >= 16 * ports]))
-    key_tile = int(rng.choice([tile for tile in (4, 8, 16) if tile * head_dim % (16 * ports) == 0]))
+    kv_heads, group = (1, 2) if head_dim else (int(rng.integers(1, 3)), int(rng.integers(1, 4)))
+    most_rows = 1 << (13 if head_dim else 30)  # a wide head's matrices are not buffered whole
+    head_dim = head_dim or int(rng.choice([size for size in (16, 32, 48, 64) if size >= 16 * ports]))
+    even = ports & -ports  # a tile's padded rows are whole beats
+    key_tile = int(rng.choice([tile for tile in (4, 8, 16) if tile * head_dim % (16 * even) == 0]))
     burst = int(rng.choice([4, 8, 16]))
     memory = {
         "ports": ports,
@@ -124,7 +130,7 @@ def shared(rng: np.random.Generator, *, layers: int | None = None, planes: bool 
         vector_lanes=v,
         half_tables=bool(rng.integers(2)),
         allow_stalls=True,
-        ring_rows=2 * widest * (-(-widest // 4) + 1),
+        ring_rows=min(most_rows, 2 * widest * (-(-widest // 4) + 1)),
         max_tile_columns=-(-2 * max(shape.ffn, head_dim) // v) * v,
         chunk=chunk,
         key_tile=key_tile,

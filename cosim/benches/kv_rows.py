@@ -12,14 +12,13 @@ from lutra.rtl.ternary.kv_rows import KvRows
 __all__ = ["bench", "check", "layouts"]
 
 
-def layouts(seed: int, count: int = 10) -> dict[str, KvLayout]:
-    """Beats of a whole row; those of the two large models; beats that rows cross; the rest random."""
+def layouts(seed: int, count: int = 12) -> dict[str, KvLayout]:
+    """Beats of a whole row; those of the two large models; beats that rows cross; padded rows; the rest random."""
     rng = np.random.default_rng(seed)
-    sizes = [(4, 4, 32), (4, 6, 32), (4, 8, 32), (4, 5, 16), (8, 9, 8)]
+    sizes = [(4, 4, 32), (4, 6, 32), (4, 8, 32), (4, 5, 16), (8, 9, 8), (5, 6, 16), (6, 8, 16)]
     while len(sizes) < count:
         ports = int(rng.integers(1, 9))
-        odd = ports // (ports & -ports)
-        sizes.append((ports, odd * int(rng.integers(-(-ports // odd), 12 // odd + 2)), 1 << int(rng.integers(3, 7))))
+        sizes.append((ports, int(rng.integers(ports, 14)), 1 << int(rng.integers(3, 7))))
     return {
         f"c{i}": KvLayout(beat_bytes=ports * PORT_BYTES, layers=1, kv_heads=1, head_dim=units * PORT_BYTES, context=tile, key_tile=tile)
         for i, (ports, units, tile) in enumerate(sizes)

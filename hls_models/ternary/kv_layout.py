@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys and values in a shared memory: where they lie, in which order tiles are read, which bytes a new row writes (docs/architecture.md, 5.3).
 
-A block holds a tile of keys (or values) of one KV head and layer: first the fp32 scales of its rows, then their int8 codes, both without gaps.
+A block holds a tile of keys (or values) of one KV head and layer: first the fp32 scales of its rows without gaps, then their int8 codes, each row padded to
+``row_bytes`` (not at all unless the number of ports has an odd factor that does not divide a row's units of 16 bytes).
 """
 
 from collections.abc import Iterator
+from math import gcd
 from typing import NamedTuple
 
 import numpy as np
@@ -77,14 +79,25 @@ class KvLayout(Config):
                 f"ports must be at most head_dim / {PORT_BYTES} = {self.head_dim // PORT_BYTES} (a beat holds at most one row), "
                 f"not {self.beat_bytes // PORT_BYTES}"
             )
-        if self.key_tile * self.head_dim % self.beat_bytes:
-            raise ValueError(f"key_tile x head_dim must be whole beats of {self.beat_bytes} bytes, not {self.key_tile} x {self.head_dim}")
         if self.key_tile & (self.key_tile - 1):
             raise ValueError(f"key_tile must be a power of two, not {self.key_tile}; nearest: {1 << self.key_tile.bit_length() - 1}")
+        if self.key_tile * self.row_bytes % self.beat_bytes:
+            nearest = self.beat_bytes // gcd(self.beat_bytes, self.row_bytes)
+            raise ValueError(
+                f"key_tile must make whole beats of {self.beat_bytes} bytes of its rows of {self.row_bytes}, not {self.key_tile}; nearest: {nearest}"
+            )
         if self.context % self.key_tile:
             nearest = max(1, self.context // self.key_tile) * self.key_tile
             raise ValueError(f"context must be whole key tiles of {self.key_tile}, not {self.context}; nearest: {nearest}")
         return self
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from a row's codes to the next one's: the least multiple of the ports' odd factor (and of 16) that holds a row, so that tiles of a power of
+        two of rows are whole beats."""
+        ports = self.beat_bytes // PORT_BYTES
+        unit = ports // (ports & -ports) * PORT_BYTES
+        return -(-self.head_dim // unit) * unit
 
     @property
     def scale_beats(self) -> int:
@@ -93,7 +106,7 @@ class KvLayout(Config):
 
     @property
     def block_beats(self) -> int:
-        return self.scale_beats + self.key_tile * self.head_dim // self.beat_bytes
+        return self.scale_beats + self.key_tile * self.row_bytes // self.beat_bytes
 
     @property
     def tiles(self) -> int:
@@ -116,17 +129,18 @@ class KvLayout(Config):
 
     def tile_beats(self, rows: int) -> int:
         """Beats that are read for the first ``rows`` rows of a block: all of its scales, then the codes."""
-        return self.scale_beats + -(-rows * self.head_dim // self.beat_bytes)
+        return self.scale_beats + -(-rows * self.row_bytes // self.beat_bytes)
 
     def last_beat(self, row: int) -> int:
         """Beat of a block, counted from its first, with which row ``row`` is complete."""
-        return self.scale_beats + -(-(row + 1) * self.head_dim // self.beat_bytes) - 1
+        return self.scale_beats + -(-(row + 1) * self.row_bytes // self.beat_bytes) - 1
 
     def tile_rows(self, beats: NDArray[np.uint8], rows: int) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
         """Codes (rows, head_dim) and scales (rows,) of a tile's ``tile_beats(rows)`` beats (n, B), as ``KvRows`` gives them."""
         first = self.scale_beats
         scales = np.ascontiguousarray(beats[:first]).reshape(-1).view("<u4")[:rows]
-        return np.ascontiguousarray(beats[first:]).reshape(-1).view(np.int8)[: rows * self.head_dim].reshape(rows, -1), scales
+        codes = np.ascontiguousarray(beats[first:]).reshape(-1).view(np.int8)[: rows * self.row_bytes].reshape(rows, -1)
+        return np.ascontiguousarray(codes[:, : self.head_dim]), scales
 
     def row_cycles(self, beats: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
         """Cycles (rows,) in which ``KvRows`` gives a tile's rows, of those (tile_beats,) in which it gets the beats."""
@@ -166,7 +180,7 @@ class KvLayout(Config):
         first = self.base + (2 * block + value) * self.block_beats
         out = []
         for unit in range(self.head_dim // PORT_BYTES):
-            beat, byte = divmod(at * self.head_dim + unit * PORT_BYTES, self.beat_bytes)
+            beat, byte = divmod(at * self.row_bytes + unit * PORT_BYTES, self.beat_bytes)
             out.append(KvWrite(first + self.scale_beats + beat, byte // PORT_BYTES, 0xFFFF, unit))
         beat, byte = divmod(at * SCALE_BYTES, self.beat_bytes)
         return [*out, KvWrite(first + beat, byte // PORT_BYTES, 0xF << byte % PORT_BYTES, None)]
@@ -177,7 +191,9 @@ class KvLayout(Config):
         out = np.zeros((blocks, 2, self.block_beats * self.beat_bytes), np.uint8)
         width, first = SCALE_BYTES * self.key_tile, self.scale_beats * self.beat_bytes
         out[:, :, :width] = np.ascontiguousarray(scales.reshape(blocks, self.key_tile, 2).swapaxes(1, 2), "<u4").view(np.uint8).reshape(blocks, 2, -1)
-        out[:, :, first:] = codes.reshape(blocks, self.key_tile, 2, self.head_dim).swapaxes(1, 2).reshape(blocks, 2, -1).view(np.uint8)
+        rows = out[:, :, first:].reshape(blocks, 2, self.key_tile, self.row_bytes)
+        rows[..., : self.head_dim] = codes.reshape(blocks, self.key_tile, 2, self.head_dim).swapaxes(1, 2).view(np.uint8)
+        out[:, :, first:] = rows.reshape(blocks, 2, -1)
         return out.reshape(-1)
 
     def unpack(self, memory: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.uint32]]:
@@ -186,5 +202,6 @@ class KvLayout(Config):
         width, first = SCALE_BYTES * self.key_tile, self.scale_beats * self.beat_bytes
         shape = (self.layers, self.kv_heads, self.context, 2)
         scales = np.ascontiguousarray(both[:, :, :width]).view("<u4").swapaxes(1, 2).reshape(shape)
-        codes = both[:, :, first:].view(np.int8).reshape(-1, 2, self.key_tile, self.head_dim).swapaxes(1, 2).reshape(*shape, self.head_dim)
+        rows = both[:, :, first:].view(np.int8).reshape(-1, 2, self.key_tile, self.row_bytes)[..., : self.head_dim]
+        codes = rows.swapaxes(1, 2).reshape(*shape, self.head_dim)
         return codes, scales

@@ -57,7 +57,8 @@ class SharedWords:
         scales, codes = self._cache.scales.reshape(-1, 2)[own, value], self._cache.codes.reshape(-1, 2, layout.head_dim)[own, value]
         out = np.zeros(layout.block_beats * layout.beat_bytes, np.uint8)
         out[: SCALE_BYTES * layout.key_tile] = np.ascontiguousarray(scales, "<u4").view(np.uint8)
-        out[layout.scale_beats * layout.beat_bytes :] = np.ascontiguousarray(codes).view(np.uint8).reshape(-1)
+        rows = out[layout.scale_beats * layout.beat_bytes :].reshape(layout.key_tile, layout.row_bytes)  # a view
+        rows[:, : layout.head_dim] = np.ascontiguousarray(codes).view(np.uint8)
         return out.reshape(-1, layout.beat_bytes)[: tile.beats]
 
     def kv(self, load: Load) -> Bits:

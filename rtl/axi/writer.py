@@ -118,11 +118,11 @@ class AxiWriter(wiring.Component):
     def _place(self, m: Module, taken: Signal, move: Signal, final: Value) -> tuple[Value, Value, Value]:
         """Beat and port of the unit that goes on the port next, and the strobe of a scale.
 
-        Unit u of row j of a block is number j * units + u among the block's codes. Ports are an odd number times a power of two; as a block is whole beats, the
-        odd one divides the units of a row: it is counted, the power of two is bits of ``step``.
+        Unit u of row j of a block is number j * units + u among the block's codes. Ports are an odd number times a power of two; the odd one divides the units
+        of a row, padding included: it is counted, the power of two is bits of ``step``.
         """
         layout = self.layout
-        units = layout.head_dim // PORT_BYTES
+        units = layout.row_bytes // PORT_BYTES
         odd = self.ports // (self.ports & -self.ports)
         bits = ceil_log2(self.ports // odd)
         row_bits = ceil_log2(layout.key_tile)

@@ -55,8 +55,8 @@ class KvRows(wiring.Component):
         scale_bits = 8 * SCALE_BYTES
         beat_scales = layout.beat_bytes // SCALE_BYTES
         # In steps: the largest units of which beats and rows are both made.
-        step_bytes = gcd(layout.beat_bytes, layout.head_dim)
-        beat_steps, row_steps = layout.beat_bytes // step_bytes, layout.head_dim // step_bytes
+        step_bytes = gcd(layout.beat_bytes, layout.row_bytes)
+        beat_steps, row_steps = layout.beat_bytes // step_bytes, layout.row_bytes // step_bytes
 
         m.submodules.scales = scales = Memory(shape=8 * layout.beat_bytes, depth=layout.scale_beats, init=[], attrs={"ram_style": "distributed"})
         store, fetch = scales.write_port(), scales.read_port(domain="comb")

@@ -55,8 +55,8 @@ class TileWalker(wiring.Component):
         top_place, place = Signal(32), Signal(32)  # of a tile behind its head's first block
         head, k_head, v_head = Signal(range(layout.kv_heads + 2)), Signal(32), Signal(32)
         # Rows to beats: in lowest terms a power of two divides, since the codes of a tile are whole beats.
-        common = gcd(layout.head_dim, layout.beat_bytes)
-        numerator, denominator = layout.head_dim // common, layout.beat_bytes // common
+        common = gcd(layout.row_bytes, layout.beat_bytes)
+        numerator, denominator = layout.row_bytes // common, layout.beat_bytes // common
         is_top, head_end, finished = Signal(), Signal(), Signal()
         m.d.comb += [
             is_top.eq(tile == top),
