@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError
 
-__all__ = ["PRESETS", "load_config", "nearest", "parse_config", "preset_names"]
+__all__ = ["PRESETS", "load_config", "load_named", "nearest", "parse_config", "preset_names"]
 
 PRESETS = Path(__file__).parent / "presets"
 MAX_BYTES = 1 << 20  # a configuration is a page of text; more is a mistake or an attack
@@ -70,6 +70,21 @@ def load_config(name_or_path: str | Path, *models: type[C], presets: Path = PRES
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     return parse_config(content, *models, source=path.name if path.parent == presets else str(path))
+
+
+def load_named(kind: str, name_or_path: str | Path, model: type[C], presets: Path) -> C:
+    """As ``load_config``, of a shipped ``kind`` (board, device) by its name, or of a file.
+
+    Raises
+    ------
+    ConfigError : in one line, with the nearest shipped name.
+    """
+    names, text = preset_names(presets), str(name_or_path)
+    if text not in names and not Path(name_or_path).exists():
+        near = nearest(Path(name_or_path).stem, names)
+        hint = f"; nearest: {near}" if near else ""
+        raise ConfigError(f"{kind} {text}: no such file and no shipped {kind} of that name{hint} ({kind}s: {', '.join(names)})")
+    return load_config(name_or_path, model, presets=presets)
 
 
 def parse_config(text: str, *models: type[C], source: str = "<text>") -> C:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RTL runs that back the cycle model's figures: ``proofs.json``, written by ``python -m benchmarks kv260_page`` from the stored results of the bulk runs."""
+"""RTL runs that back the cycle model's figures: ``proofs.json``, written by ``python -m benchmarks kv260`` (and ``kv260_page``) from stored
+results of the bulk runs."""
 
 import json
 from collections.abc import Mapping

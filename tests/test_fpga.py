@@ -11,6 +11,7 @@ import pytest
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
+from smallest import CONFIG, SHAPE
 
 from lutra import api, engine
 from lutra.cli import main
@@ -22,7 +23,6 @@ from lutra.fpga_flows.steps import run_step
 from lutra.hls_models.errors import ConfigError, ToolError
 from lutra.hls_models.load import load_config
 from lutra.hls_models.pll import pll_settings
-from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.mapping.catalogue import HERE, config_shape
@@ -31,24 +31,6 @@ from lutra.mapping.model import TernaryModel
 from lutra.rtl.board.clocks import RESET_CLOCKS
 from lutra.rtl.board.top import BlockPins, BoardTop
 from lutra.runs import Run, create_run, open_run
-
-SHAPE = ModelShape(name="small", hidden=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn=12, vocabulary=27, context=40, activation="relu2")
-CONFIG = CoreConfig(
-    name="smallest",
-    clock_hz=50e6,
-    tables=1,
-    columns=2,
-    vector_lanes=2,
-    allow_stalls=True,
-    ring_rows=128,
-    max_tile_columns=24,
-    chunk=4,
-    key_tile=4,
-    beat_bytes=6,
-    params_rows=64,
-    rope_rows=16,
-    best=2,
-)
 
 
 @pytest.fixture

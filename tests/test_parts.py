@@ -11,14 +11,15 @@ from amaranth.lib.wiring import In, Out
 from lutra.fpga_flows.parts import split
 from lutra.rtl.verilog import emit_rtlil
 
+PORTS = {"bit": In(1), "word": In(7), "number": In(signed(9)), "out": Out(signed(11))}
+"""Of each kind: a bit, a vector, signed ones."""
+
 
 class Inner(wiring.Component):
-    """Ports of each kind: a bit, a vector, a signed one."""
+    """A module of such ports."""
 
-    bit: In(1)  # type: ignore[valid-type]
-    word: In(7)  # type: ignore[valid-type]
-    number: In(signed(9))  # type: ignore[valid-type]
-    out: Out(signed(11))  # type: ignore[valid-type]
+    def __init__(self) -> None:
+        super().__init__(PORTS)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -29,10 +30,8 @@ class Inner(wiring.Component):
 class Outer(wiring.Component):
     """One of them, behind ports of the same kinds: a net that nothing outside drives would be no port."""
 
-    bit: In(1)  # type: ignore[valid-type]
-    word: In(7)  # type: ignore[valid-type]
-    number: In(signed(9))  # type: ignore[valid-type]
-    out: Out(signed(11))  # type: ignore[valid-type]
+    def __init__(self) -> None:
+        super().__init__(PORTS)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from smallest import CONFIG, SHAPE
 
 from lutra import api
 from lutra.cli import main
@@ -18,8 +19,6 @@ from lutra.cosim.serial import SimulatedPort
 from lutra.hls_models.errors import LutraError, ModelError, ToolError
 from lutra.hls_models.link import Decoder, Fault, Packet, PacketType, encode
 from lutra.hls_models.link_bridge import BridgeModel
-from lutra.hls_models.shape import ModelShape
-from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.program import Program
@@ -30,23 +29,6 @@ from lutra.mapping.importer import NORM_NAMES, PLACES
 from lutra.rtl.link.system import PATIENCE_BYTES
 from lutra.talk import SerialPort
 
-SHAPE = ModelShape(name="small", hidden=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn=12, vocabulary=27, context=40, activation="relu2")
-CONFIG = CoreConfig(
-    name="smallest",
-    clock_hz=50e6,
-    tables=1,
-    columns=2,
-    vector_lanes=2,
-    allow_stalls=True,
-    ring_rows=128,
-    max_tile_columns=24,
-    chunk=4,
-    key_tile=4,
-    beat_bytes=6,
-    params_rows=64,
-    rope_rows=16,
-    best=2,
-)
 ALPHABET = list("\nabcdefghijklmnopqrstuvwxyz")
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 6], [5]]
 WANTED = 5

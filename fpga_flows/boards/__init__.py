@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 
 from lutra.fpga_flows.devices import Excess, load_device
 from lutra.hls_models.config import Config
-from lutra.hls_models.errors import ConfigError
-from lutra.hls_models.load import load_config, nearest, preset_names
+from lutra.hls_models.load import load_named, preset_names
 
 __all__ = ["OPEN_FAMILIES", "Board", "Pin", "VivadoBoard", "board_names", "load_board"]
 
@@ -104,8 +103,4 @@ def board_names() -> list[str]:
 
 def load_board(name_or_path: str | Path) -> Board:
     """A shipped board by name, or a YAML file; ConfigError in one line."""
-    names, text = board_names(), str(name_or_path)
-    if text not in names and not Path(name_or_path).exists():
-        near = nearest(Path(name_or_path).stem, names)
-        raise ConfigError(f"board {text}: no such file and no shipped board of that name{f'; nearest: {near}' if near else ''} (boards: {', '.join(names)})")
-    return load_config(name_or_path, Board, presets=HERE)
+    return load_named("board", name_or_path, Board, HERE)

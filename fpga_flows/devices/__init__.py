@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from lutra.hls_models.config import Config
-from lutra.hls_models.errors import ConfigError
-from lutra.hls_models.load import load_config, nearest, preset_names
+from lutra.hls_models.load import load_named, preset_names
 
 __all__ = ["Device", "DeviceMemory", "Excess", "device_names", "load_device"]
 
@@ -74,8 +73,4 @@ def device_names() -> list[str]:
 
 def load_device(name_or_path: str | Path) -> Device:
     """A shipped device by name, or a YAML file; ConfigError in one line."""
-    names, text = device_names(), str(name_or_path)
-    if text not in names and not Path(name_or_path).exists():
-        near = nearest(Path(name_or_path).stem, names)
-        raise ConfigError(f"device {text}: no such file and no shipped device of that name{f'; nearest: {near}' if near else ''} (devices: {', '.join(names)})")
-    return load_config(name_or_path, Device, presets=HERE)
+    return load_named("device", name_or_path, Device, HERE)
