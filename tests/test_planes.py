@@ -64,6 +64,17 @@ def test_planes_make_up_the_codes() -> None:
     assert (high.min(), high.max(), low.min(), low.max()) == (-8, 7, 0, 15)
 
 
+def test_a_row_whose_upper_bound_is_the_bound_is_scored() -> None:
+    """Rows 0 and 1 have the same score, row 0 by all of its low plane and row 1 by none of it: the choice is row 0, as the 8-bit head's."""
+    codes, table = np.zeros(64, np.int8), np.zeros((16, 64), np.int8)
+    codes[0], table[0, 0], table[1, 0] = 1, 15, 112
+    factors = np.zeros(16, "<f4")
+    factors[:2] = 112, 15
+    found = CONFIG.choose(codes, table, factors.view("<u4"), best=2)
+    assert found.ids.tolist() == [0, 1] and found.scores[0] == found.scores[1]
+    assert HEAD.choose(HEAD.scores(codes, table, factors.view("<u4")))[0][0] == 0
+
+
 def test_a_clear_winner_leaves_few_rows(rng: np.random.Generator) -> None:
     codes = rng.integers(-127, 128, 64).astype(np.int8)
     table = rng.integers(-40, 41, (200, 64)).astype(np.int8)

@@ -114,6 +114,8 @@ def case(config: HeadConfig, rng: np.random.Generator, instructions: int = 3) ->
         if count:
             codes = rng.integers(-spread, spread, (count, config.hidden)).astype(np.int8)
             row_scales = rng.integers(0, 1 << 32, count, dtype=np.uint32)
+            if config.planes and not rng.integers(3):
+                codes[:] = 0  # every bound is every score: all rows are listed
         table_codes, table_scales = rng.integers(-spread, spread, (vocabulary, config.hidden)).astype(np.int8), _scales(rng, vocabulary)
         in_planes = config.planes is not None and count == 1 and bool(rng.integers(4))
         found, lists = None, None
