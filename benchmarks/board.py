@@ -12,7 +12,7 @@ from typing import Any
 from lutra import api, fpga
 from lutra.cosim.serial import SimulatedPort, build_gates
 from lutra.fpga_flows.boards import load_board
-from lutra.hls_models.errors import ToolError
+from lutra.hls_models.errors import MismatchError
 from lutra.hls_models.uart import UartConfig
 from lutra.inputs import TOKENIZER, compiled, tokenizer
 from lutra.runs import open_run
@@ -32,7 +32,7 @@ def gate_level_tokens(run: Path, on_step: Callable[[str], None] = print) -> dict
 
     Raises
     ------
-    ToolError : they differ
+    MismatchError : they differ
     """
     opened = open_run(run)
     spec, program = compiled(opened)
@@ -47,7 +47,7 @@ def gate_level_tokens(run: Path, on_step: Callable[[str], None] = print) -> dict
     ports = {"gates": SimulatedPort(spec, program, design=(gates, line)), "rtl": SimulatedPort(spec, program)}
     turns = {name: talk(port, spec, words, [PROMPT], tokens=TOKENS)[0] for name, port in ports.items()}
     if turns["gates"].tokens != turns["rtl"].tokens or turns["gates"].notices:
-        raise ToolError(f"the gates' tokens must be {turns['rtl'].tokens}, not {turns['gates'].tokens} {turns['gates'].notices}")
+        raise MismatchError(f"the gates' tokens must be {turns['rtl'].tokens}, not {turns['gates'].tokens} {turns['gates'].notices}")
     return {
         "cells": len(netlist["cells"]),
         "prompt": PROMPT,
