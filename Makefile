@@ -28,7 +28,7 @@ demo: $(STAMP) ## a small language model written out by simulated hardware, ever
 	$(BIN)/lutra demo
 
 test: lint ## lint, types and the tests (15 minutes from nothing, 3 with a warm cache)
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not soak'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not soak'
 
 smoke: $(STAMP) ## the quick part of the tests
 	$(BIN)/python -m pytest -m 'smoke and not soak'

@@ -71,9 +71,7 @@ def compile_(model: Model, config: Config = "tiny", out: Out = None, as_json: Js
     run = api.compile_model(model, config, out)
     if as_json:
         return _print_json({"run": str(run.path), **run.manifest.model_dump(mode="json", include={"config", "inputs", "files"})})
-    files = run.manifest.files
-    known = "program/program.json" not in files or "program/memory.bin" in files
-    print(f"{run.path}: {len(files)} files; " + (f"lutra cosim {run.path} runs them" if known else "of a shape alone: no weights to run"))
+    print(f"{run.path}: {len(run.manifest.files)} files; " + ("of a shape alone" if run.shape_only else f"lutra cosim {run.path} runs them"))
 
 
 @app.command(epilog=_examples("lutra cosim runs/tiny --tokens 16", 'lutra cosim runs/tiny --prompt "To be, " --waves'))

@@ -61,6 +61,12 @@ class Run:
     manifest: Manifest
 
     @property
+    def shape_only(self) -> bool:
+        """Whether it was compiled for the ternary target from a shape, without weights."""
+        files = self.manifest.files
+        return "program/program.json" in files and "program/memory.bin" not in files
+
+    @property
     def report(self) -> Report | None:
         """The run's report, None before anything has computed one."""
         path = self.path / REPORT

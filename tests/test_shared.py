@@ -43,8 +43,12 @@ def two_planes(count: int = 2) -> list[core.Small]:
 
 @pytest.fixture(scope="module")
 def small() -> list[core.Small]:
-    made = cores(TOP)
-    assert all(one.spec.config.draft_lanes > 1 for one in made)
+    """One that verifies two tokens at a time; one with a head in two planes, one with padded rows of keys and values, before memories that rest at times."""
+    rng = np.random.default_rng([MASTER_SEED, 60])
+    padded = core.shared(rng, layers=1, ports=3, head_dim=64, **core.pattern(rng))
+    made = [cores(TOP)[0], core.shared(rng, planes=True, **core.pattern(rng)), padded]
+    assert all(one.spec.config.draft_lanes > 1 for one in made[:2]) and made[1].spec.planes
+    assert padded.spec.kv_layout.row_bytes > padded.spec.kv_layout.head_dim
     return made
 
 
@@ -70,12 +74,14 @@ def test_every_word_and_cycle(bench: CoreBench, small: list[core.Small], rng: np
     assert converse(bench, small, rng) > 3_000
 
 
+@pytest.mark.soak
 def test_every_word_and_cycle_of_a_head_in_two_planes(rng: np.random.Generator) -> None:
     many = two_planes()
     made = core.bench(many)
     assert sum(converse(made, many, rng) for _ in range(4)) > 10_000
 
 
+@pytest.mark.soak
 def test_every_word_and_cycle_of_five_and_six_ports(rng: np.random.Generator) -> None:
     """Keys and values as in the full-size models, whose rows are padded there."""
     sizes = np.random.default_rng([MASTER_SEED, 70])

@@ -55,7 +55,7 @@ def configurations(seed: int, count: int = 12) -> list[HeadConfig]:
         one = HeadConfig(beat_bytes=beat, vector_lanes=lanes, hidden=lanes * int(rng.integers(1, 24)), best=int(rng.integers(1, 7)))
         tree = "dsp" if len(found) % 2 else "lut"
         found.append(one.model_copy(update={"lanes": min(one.row_beats, int(rng.integers(1, 7))), "tree": tree}))
-    return [*found, *(_planes(rng, number) for number in range(4))]
+    return [*found, *(_planes(rng, number) for number in range(2))]
 
 
 def _planes(rng: np.random.Generator, number: int) -> HeadConfig:
@@ -65,7 +65,7 @@ def _planes(rng: np.random.Generator, number: int) -> HeadConfig:
     hidden = 2 * beat + lanes * int(rng.integers(1, 30))
     planes = PlanesConfig(beat_bytes=beat, hidden=hidden, segment=beat // 4 * int(rng.choice([1, 2, 4])))
     sizes = {"beat_bytes": beat, "vector_lanes": lanes, "hidden": hidden, "best": int(rng.integers(1, 7)), "planes": planes}
-    return HeadConfig(**sizes, lanes=3 if number == 0 else min(int(rng.integers(3, 7)), 2 + hidden // beat), tree="dsp" if number % 2 else "lut")
+    return HeadConfig(**sizes, lanes=3 if number == 0 else min(int(rng.integers(4, 7)), 2 + hidden // beat), tree="dsp" if number % 2 else "lut")
 
 
 def often(rng: np.random.Generator, length: int = 4000) -> NDArray[np.bool_]:
