@@ -185,7 +185,6 @@ class Flow:
 
     def place(self, seed: int) -> Placement:
         """nextpnr with one seed."""
-        self.check()
         self._on_step(f"place and route, seed {seed}")
         tools, pins = self._tools, f"pins.{self._tools.constraints}"
         netlist = (self.synthesis.folder / "netlist.json").read_bytes()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``lutra fpga``: a compiled run, or one block of its core, as a bitstream for a board, with what it takes there and how fast it runs."""
 
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -134,7 +136,7 @@ def build(
     Parameters
     ----------
     block : one of ``BLOCKS``: the whole core with its memories and the serial link, or a part behind registers at two pins
-    seeds : placements, of which the fastest is packed
+    seeds : placements, side by side on the machine's cores, of which the fastest is packed
     clock_hz : of the core (default: the configuration's); a board without PLL runs at its oscillator's
     on_step : called with each step's name as it begins
 
@@ -157,10 +159,15 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(flow.synthesis.folder / "yosys.log", folder / "synthesis.log")
     (folder / "pins.txt").write_text(constraints(target.board))
-    placements: list[Placement] = []
-    for seed in range(1, seeds + 1):
-        placements.append(flow.place(seed))
-        shutil.copy(placements[-1].folder / "place.log", folder / f"place-{seed}.log")
+    flow.check()
+
+    def place(seed: int) -> Placement:
+        placement = flow.place(seed)
+        shutil.copy(placement.folder / "place.log", folder / f"place-{seed}.log")
+        return placement
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        placements = list(pool.map(place, range(1, seeds + 1)))
     best = max(placements, key=lambda one: one.fmax_hz)
     fast = best.fmax_hz >= target.clock_hz
     bitstream = None
