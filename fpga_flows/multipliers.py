@@ -3,7 +3,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lutra.rtl.verilog import CELL, MODULE
 
-__all__ = ["RULES", "SOFT", "blocks_needed", "blocks_of", "rows_places", "spill"]
+__all__ = ["RULES", "SOFT", "blocks_needed", "blocks_of", "rows_places", "spill", "spilled"]
 
 RULES = Path(__file__).with_name("multipliers.v")
 """techmap rules of the cells that ``spill`` makes."""
@@ -94,12 +94,20 @@ def blocks_needed(text: str, top: str) -> int:
     return sum(blocks_of(kind.a, kind.b) * cells * instances for kind, (cells, instances) in _kinds(text, top).items())
 
 
-def spill(text: str, top: str, available: float) -> str:
-    """RTLIL of a design whose multipliers fit ``available`` blocks, after the rules in ``RULES``; as it is where they fit already.
+def spilled(text: str, top: str, available: float) -> tuple[float, float]:
+    """(blocks, places of look-up tables) that a design's multipliers take once ``spill`` has made them fit, as far as they can be divided."""
+    kinds, needed = _kinds(text, top), blocks_needed(text, top)
+    blocks, places = float(needed), 0.0
+    for kind, parts in _soft(kinds, needed - available).items():
+        sizes = {1 << bit: rows_places(a, b) for bit, a, b in kind.parts()}
+        for cells, mask in parts:
+            count = cells * kinds[kind][1]
+            blocks, places = blocks - count, places + count * sizes[mask]
+    return blocks, places
 
-    Products are taken apart where blocks would be, at 18 bits; the parts that are the fewest look-up tables become such first, no more than must.
-    """
-    kinds, over = _kinds(text, top), blocks_needed(text, top) - available
+
+def _soft(kinds: Mapping[_Kind, tuple[int, int]], over: float) -> dict[_Kind, list[tuple[int, int]]]:
+    """(cells, mask of ``SOFT``) of the kinds that give up ``over`` blocks: the parts that are the fewest look-up tables first."""
     parts = [(rows_places(a, b), kind, bit) for kind in kinds if kind.divisible for bit, a, b in kind.parts()]
     soft: dict[_Kind, list[tuple[int, int]]] = {}
     for _, kind, bit in sorted(parts):
@@ -109,6 +117,15 @@ def spill(text: str, top: str, available: float) -> str:
         wanted = min(cells, ceil(over / instances))
         soft.setdefault(kind, []).append((wanted, 1 << bit))
         over -= wanted * instances
+    return soft
+
+
+def spill(text: str, top: str, available: float) -> str:
+    """RTLIL of a design whose multipliers fit ``available`` blocks, after the rules in ``RULES``; as it is where they fit already.
+
+    Products are taken apart where blocks would be, at 18 bits; the parts that are the fewest look-up tables become such first, no more than must.
+    """
+    soft = _soft(_kinds(text, top), blocks_needed(text, top) - available)
     seen: Counter[_Kind] = Counter()
 
     def changed(module: str, cell: "re.Match[str]") -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,9 +18,10 @@ from lutra import engine
 from lutra.cosim.core import hex_image
 from lutra.cosim.simulator import kept_texts
 from lutra.fpga_flows.boards import Board, load_board
+from lutra.fpga_flows.families import FAMILIES
 from lutra.fpga_flows.flow import Design, Flow, Placement, check_family, check_fits, constraints
 from lutra.fpga_flows.least import least
-from lutra.fpga_flows.multipliers import blocks_needed
+from lutra.fpga_flows.multipliers import spilled
 from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError, ToolError
 from lutra.hls_models.load import nearest
@@ -155,7 +157,10 @@ def build(
     on_step("RTL")
     flow = Flow(target.board, _design(target, spec, program), what=what, on_step=on_step)
     if block == CORE:
-        predicted["dsp"] = min(blocks_needed(share_modules(flow.design.rtlil), "top"), target.board.available["dsp"])
+        available = target.board.available["dsp"]
+        predicted["dsp"], places = spilled(share_modules(flow.design.rtlil), "top", available if FAMILIES[target.board.family].spills else inf)
+        predicted["lut"] = predicted.get("lut", 0) + places
+        check_fits(target.board, predicted, what, "its memories and multipliers alone")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(flow.synthesis.folder / "yosys.log", folder / "synthesis.log")
     (folder / "pins.txt").write_text(constraints(target.board))

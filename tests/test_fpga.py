@@ -99,6 +99,11 @@ def test_what_does_not_fit_is_refused_before_the_tools_start(run: Run, tmp_path:
         small = board_file(tmp_path / "small.yaml", "icebreaker", name="small", totals={"lut": 5280, "ff": 5280, "ram4k": 4, "dsp": 8})
         with pytest.raises(ConfigError, match=r"smallest for small does not fit small: ram4k \d+ of 4 \(all there are\), \d+ too many \(its memories alone\)"):
             api.fpga(run.path, small)
+        few = board_file(tmp_path / "few.yaml", "ulx3s-85f", name="few", device=None, totals={"lut": 10000, "ff": 80000, "dsp": 10})
+        with pytest.raises(
+            ConfigError, match=r"for small does not fit few: lut 10,?540 of 9,?500 \(95 % of 10,?000\).* \(its memories and multipliers alone\)"
+        ):
+            api.fpga(run.path, few)
         with pytest.raises(ConfigError, match="config smallest must have a shared memory for board kv260"):
             api.fpga(run.path, "kv260")
         with pytest.raises(ConfigError, match=r"clock of 1e\+09 Hz must be one that a PLL makes from 2.5e\+07 Hz"):
