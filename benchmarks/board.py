@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole core of the shipped model on a ULX3S: placements with several seeds, what they take and reach, and a token of its netlist at gate level."""
 
-import json
 import os
 import tempfile
 import time
@@ -38,7 +37,7 @@ def gate_level_tokens(run: Path, on_step: Callable[[str], None] = print) -> dict
     spec, program = compiled(opened)
     words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
     board = load_board(BOARD)
-    netlist = json.loads((fpga.synthesised(spec, program, BOARD) / "netlist.json").read_bytes())["modules"]["top"]
+    netlist = fpga.netlist(spec, program, BOARD)
     on_step("building the gates")
     begun = time.perf_counter()
     gates = build_gates(netlist, inverted_reset=board.pins["reset"].inverted)

@@ -18,10 +18,12 @@ CELLS = Path(__file__).parent / "cells"
 PORTS_OF_CONTENTS = {"LUT4": ("INIT",)}
 """Parameters that a model takes as ports: a module per value of them would be thousands."""
 UNUSED = {
-    "MULT18X18D": ("A", "B", "SIGNEDA", "SIGNEDB", "P"),
+    "MULT18X18D": ("A", "B", "SIGNEDA", "SIGNEDB", "P", "CLK0", "CE0", "CE1", "RST0"),
     "EHXPLLL": ("CLKI", "CLKOP", "CLKOS", "LOCK"),
 }
-"""Cells of which a model has but these ports and no parameters: the starts of the ports' names."""
+"""Cells of which a model has but these ports: the starts of the ports' names."""
+WITHOUT_PARAMETERS = ("EHXPLLL",)
+"""Cells whose model does the same whatever they say."""
 LITERAL = {"0": "1'b0", "1": "1'b1", "x": "1'b0", "z": "1'b0"}
 
 
@@ -75,7 +77,7 @@ def _has(kind: str, port: str) -> bool:
 
 
 def _parameters(cell: Mapping[str, Any]) -> str:
-    if cell["type"] in UNUSED:
+    if cell["type"] in WITHOUT_PARAMETERS:
         return ""
     skipped = PORTS_OF_CONTENTS.get(cell["type"], ())
     values = [f".{name}({_constant(value)})" for name, value in cell["parameters"].items() if name not in skipped]

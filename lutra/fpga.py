@@ -34,7 +34,7 @@ from lutra.rtl.link.system import LinkedSystem, SerialLink
 from lutra.rtl.ternary.system import OnChipSystem
 from lutra.rtl.verilog import emit_rtlil, share_modules
 
-__all__ = ["BLOCKS", "FpgaReport", "SeedFigures", "TooSlowError", "build", "synthesised", "table"]
+__all__ = ["BLOCKS", "FpgaReport", "SeedFigures", "TooSlowError", "build", "netlist", "table"]
 
 CORE = "core"
 LINK = "link"
@@ -191,10 +191,10 @@ def build(
     return report
 
 
-def synthesised(spec: CoreSpec, program: Program, board: str | Path, *, clock_hz: float | None = None) -> Path:
-    """Folder of the whole core's netlist for a board (``flow.map_netlist``), from the cache where ``build`` has made it."""
+def netlist(spec: CoreSpec, program: Program, board: str | Path, *, clock_hz: float | None = None) -> dict[str, Any]:
+    """The whole core's flat netlist for a board, a module of yosys' JSON, from the cache where ``build`` has made it."""
     target = _target(board, CORE, clock_hz or spec.config.clock_hz)
-    return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis.folder
+    return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis.module
 
 
 def _speed(spec: CoreSpec, program: Program, clock_hz: float) -> dict[str, float]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Netlists after synthesis for an ECP5, simulated with own models of its cells: every model against the RTL that its cell came from, a block against golden."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,14 @@ from amaranth.lib.wiring import In, Out
 from lutra.cosim import gates
 from lutra.cosim.benches import tlmm as benches
 from lutra.cosim.harness import Bench, Stimulus
-from lutra.fpga_flows.flow import map_netlist
+from lutra.fpga_flows.flow import flat_module, map_netlist
 from lutra.hls_models.errors import ToolError
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.rtl.ternary.tlmm import Tlmm
 from lutra.rtl.verilog import emit_rtlil
 
 MEMORIES = ((1, 16384), (2, 8192), (4, 4096), (9, 2048), (18, 1024), (36, 512))
-OUTPUT_BITS = 36 + 36 + 19 + 1 + 1 + 1 + 6 + 4 + sum(width for width, _ in MEMORIES)
+OUTPUT_BITS = 36 + 36 + 36 + 18 + 19 + 1 + 1 + 1 + 6 + 4 + sum(width for width, _ in MEMORIES)
 
 
 class Zoo(wiring.Component):
@@ -42,7 +41,20 @@ class Zoo(wiring.Component):
         m.submodules.shallow = shallow = Memory(shape=4, depth=16, init=[3 * i & 15 for i in range(16)], attrs={"ram_style": "distributed"})
         into, out = shallow.write_port(), shallow.read_port(domain="comb")
         m.d.comb += [into.addr.eq(row), into.data.eq(word[:4]), into.en.eq(write), out.addr.eq(word[56:60])]
-        results = [a * b, a.as_signed() * b.as_signed(), a + b, a.as_signed() < b.as_signed(), word[:32].bit_select(word[52:57], 1)]
+        held_a, held_b = Signal(18, reset_less=True), Signal(18, reset_less=True)
+        with m.If(word[60] & self.input.valid):
+            m.d.sync += held_a.eq(a)
+        with m.If(word[61] & self.input.valid):
+            m.d.sync += held_b.eq(b)
+        results = [
+            a * b,
+            a.as_signed() * b.as_signed(),
+            held_a * held_b,
+            held_b,
+            a + b,
+            a.as_signed() < b.as_signed(),
+            word[:32].bit_select(word[52:57], 1),
+        ]
         results += [C(0x9E3779B97F4A7C15, 64).bit_select(word[52:58], 1), counted, out.data]
         held = Signal(sum(len(result) for result in results), reset_less=True)
         m.d.sync += [held.eq(Cat(results)), self.output.valid.eq(self.input.valid)]
@@ -66,8 +78,7 @@ class Zoo(wiring.Component):
 
 def netlist(component: Any) -> dict[str, Any]:
     """Flat netlist of a component for the ECP5 of the board ulx3s-85f."""
-    found: dict[str, Any] = json.loads((map_netlist(emit_rtlil(component, "top"), "ecp5", clock_hz=50e6) / "netlist.json").read_bytes())["modules"]["top"]
-    return found
+    return flat_module(map_netlist(emit_rtlil(component, "top"), "ecp5", clock_hz=50e6))
 
 
 def modules_of(netlists: dict[str, dict[str, Any]]) -> str:
@@ -80,6 +91,8 @@ def test_models_of_cells_equal_the_rtl_that_they_came_from(rng: np.random.Genera
     kinds = {cell["type"] for cell in mapped["cells"].values()}
     assert kinds == {path.stem for path in gates.CELLS.glob("*.v")} - {"EHXPLLL"}, "every model is here, and nothing else"
     assert sum(cell["type"] == "DP16KD" for cell in mapped["cells"].values()) == len(MEMORIES)
+    multipliers = [cell for cell in mapped["cells"].values() if cell["type"] == "MULT18X18D"]
+    assert [cell["parameters"].get("REG_INPUTA_CLK") for cell in multipliers].count("CLK0") == 1 and len(multipliers) == 3
     bench = Bench("cells", modules=modules_of({"zoo_gates": mapped}))
     bench.add("rtl", Zoo())
     bench.add("gates", gates.Gates(Zoo(), "zoo_gates"))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multipliers that spill into look-up tables: exact products of every width and sign, the predicted number of blocks, no more than must."""
 
-import json
 import re
 from typing import Any
 
@@ -13,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra.cosim import gates
 from lutra.cosim.harness import Bench, Stimulus
-from lutra.fpga_flows.flow import map_netlist
+from lutra.fpga_flows.flow import flat_module, map_netlist
 from lutra.fpga_flows.multipliers import SOFT, blocks_needed, blocks_of, rows_places, spill, spilled
 from lutra.rtl.verilog import emit_rtlil
 
@@ -91,7 +90,7 @@ def test_what_spills(text: str) -> None:
 @pytest.mark.parametrize("available", [9, 0])
 def test_products_of_the_netlist(text: str, rng: np.random.Generator, available: int) -> None:
     folder = map_netlist(text, "ecp5", clock_hz=50e6, multipliers=available)
-    mapped = json.loads((folder / "netlist.json").read_bytes())["modules"]["top"]
+    mapped = flat_module(folder)
     kinds = [cell["type"] for cell in mapped["cells"].values()]
     assert kinds.count("MULT18X18D") == available
     bench = Bench("products", modules=gates.cell_models(set(kinds)) + gates.gate_level(mapped, "products_gates"))
