@@ -14,7 +14,7 @@ from typing import Any
 from lutra.fpga_flows.boards import OPEN_FAMILIES, Board
 from lutra.fpga_flows.families import FAMILIES
 from lutra.fpga_flows.multiplier_registers import absorb
-from lutra.fpga_flows.multipliers import RULES, SOFT, spill
+from lutra.fpga_flows.multipliers import RULES, SOFT, TIMES, spill
 from lutra.fpga_flows.steps import run_step
 from lutra.hls_models.errors import ConfigError
 from lutra.rtl.verilog import LIBRARY, MODULE, share_modules
@@ -59,8 +59,8 @@ class PlacedPath:
 
     @property
     def block(self) -> str:
-        """The module that both ends lie in."""
-        some, others = (name.split(".")[:-1] for name in (self.start, self.end))
+        """The module that both ends lie in, down to ``DEPTH``: names below it are yosys' guesses from a cell's neighbours."""
+        some, others = (name.split(".")[:-1][:DEPTH] for name in (self.start, self.end))
         common = [a for a, b in zip(some, others, strict=False) if a == b]
         return ".".join(common) or TOP
 
@@ -136,7 +136,7 @@ def map_netlist(rtlil: str, family: str, *, clock_hz: float, multipliers: float 
     if about.spills:
         text = spill(text, TOP, multipliers)
     library = {path.name: path.read_bytes() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\\{path.stem}\b", text)}
-    rules = {RULES.name: RULES.read_bytes()} if SOFT in text else {}
+    rules = {RULES.name: RULES.read_bytes()} if SOFT in text or TIMES in text else {}
     kept = [found["name"] for found in MODULE.finditer(text) if found["name"].split(".")[0] == TOP and found["name"].count(".") <= DEPTH]
     script = [
         "read_rtlil design.il",

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from lutra.rtl.verilog import CELL, MODULE
 
-__all__ = ["RULES", "SOFT", "blocks_needed", "blocks_of", "rows_places", "spill", "spilled"]
+__all__ = ["RULES", "SOFT", "TIMES", "blocks_needed", "blocks_of", "rows_places", "spill", "spilled"]
 
 RULES = Path(__file__).with_name("multipliers.v")
 """techmap rules of the cells that ``spill`` makes."""
 SOFT = "$__lutra_mul"
+TIMES = "$__lutra_times"
+"""A product with a constant: adders, never a block, far away and slow."""
 BLOCK = 18
 """Bits of a block's operands (ECP5: MULT18X18D)."""
 MUL = re.compile(r"^(?P<indent> *)cell \$mul (?P<name>[^\n]*)\n(?P<body>(?:^ *parameter [^\n]*\n)*)(?P<pins>(?:^ *connect [^\n]*\n)*)", re.MULTILINE)
@@ -121,7 +123,7 @@ def _soft(kinds: Mapping[_Kind, tuple[int, int]], over: float) -> dict[_Kind, li
 
 
 def spill(text: str, top: str, available: float) -> str:
-    """RTLIL of a design whose multipliers fit ``available`` blocks, after the rules in ``RULES``; as it is where they fit already.
+    """RTLIL of a design whose multipliers fit ``available`` blocks, after the rules in ``RULES``, and whose products with a constant are adders.
 
     Products are taken apart where blocks would be, at 18 bits; the parts that are the fewest look-up tables become such first, no more than must.
     """
@@ -130,17 +132,17 @@ def spill(text: str, top: str, available: float) -> str:
 
     def changed(module: str, cell: "re.Match[str]") -> str:
         kind = _kind(module, cell)
-        if kind is None or kind not in soft:
+        indent = cell["indent"]
+        if kind is None:
+            return f"{indent}cell {TIMES} {cell['name']}\n{cell['body']}{cell['pins']}"
+        if kind not in soft:
             return cell[0]
         mask = sum(bit for count, bit in soft[kind] if seen[kind] < count)
         seen[kind] += 1
-        if not mask:
-            return cell[0]
-        indent = cell["indent"]
-        return f"{indent}cell {SOFT} {cell['name']}\n{cell['body']}{indent}  parameter \\SOFT 4'{mask:04b}\n{cell['pins']}"
+        return f"{indent}cell {SOFT} {cell['name']}\n{cell['body']}{indent}  parameter \\SOFT 4'{mask:04b}\n{cell['pins']}" if mask else cell[0]
 
     def within(module: "re.Match[str]") -> str:
         body = MUL.sub(partial(changed, module["name"]), module["body"])
         return f"{module['head']}module \\{module['name']}\n{body}end\n"
 
-    return MODULE.sub(within, text) if soft else text
+    return MODULE.sub(within, text)

@@ -1,5 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-// Multipliers of look-up tables where an ECP5 has too few blocks for all: rules for yosys' techmap.
+// Multipliers of look-up tables where an ECP5 has too few blocks for all, and products with a constant: rules for yosys' techmap.
+
+// A product with a constant: an adder for each of its ones. The highest bit of a signed constant counts negative.
+module \$__lutra_times (A, B, Y);
+    parameter A_SIGNED = 0;
+    parameter B_SIGNED = 0;
+    parameter A_WIDTH = 1;
+    parameter B_WIDTH = 1;
+    parameter Y_WIDTH = 1;
+    parameter _TECHMAP_CONSTMSK_A_ = 0;
+    input  [A_WIDTH-1:0] A;
+    input  [B_WIDTH-1:0] B;
+    output [Y_WIDTH-1:0] Y;
+
+    localparam SWAP = &_TECHMAP_CONSTMSK_A_;
+    localparam ONES = SWAP ? A_WIDTH : B_WIDTH;
+    localparam NEGATIVE = SWAP ? A_SIGNED : B_SIGNED;
+    wire [ONES-1:0] ones = SWAP ? A : B;
+    wire [A_WIDTH+Y_WIDTH-1:0] wide_a = {{Y_WIDTH{A_SIGNED ? A[A_WIDTH-1] : 1'b0}}, A};
+    wire [B_WIDTH+Y_WIDTH-1:0] wide_b = {{Y_WIDTH{B_SIGNED ? B[B_WIDTH-1] : 1'b0}}, B};
+    wire [Y_WIDTH-1:0] value = SWAP ? wide_b[Y_WIDTH-1:0] : wide_a[Y_WIDTH-1:0];
+    wire [Y_WIDTH*(ONES+1)-1:0] sums;
+    assign sums[Y_WIDTH-1:0] = {Y_WIDTH{1'b0}};
+    assign Y = sums[Y_WIDTH*ONES +: Y_WIDTH];
+    genvar i;
+    generate
+        for (i = 0; i < ONES; i = i + 1) begin : bit
+            wire [Y_WIDTH-1:0] row = ones[i] ? value << i : {Y_WIDTH{1'b0}};
+            if (NEGATIVE && i == ONES - 1) assign sums[Y_WIDTH*(i+1) +: Y_WIDTH] = sums[Y_WIDTH*i +: Y_WIDTH] - row;
+            else assign sums[Y_WIDTH*(i+1) +: Y_WIDTH] = sums[Y_WIDTH*i +: Y_WIDTH] + row;
+        end
+    endgenerate
+endmodule
 
 // A product taken apart at 18 bits; SOFT tells which parts become look-up tables: {both upper, A upper, B upper, both lower}.
 module \$__lutra_mul (A, B, Y);

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, Shape, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,6 +14,7 @@ from lutra.cosim import gates
 from lutra.cosim.harness import Bench, Stimulus
 from lutra.fpga_flows.flow import flat_module, map_netlist
 from lutra.fpga_flows.multipliers import SOFT, blocks_needed, blocks_of, rows_places, spill, spilled
+from lutra.fpga_flows.multipliers import TIMES as MARK
 from lutra.rtl.verilog import emit_rtlil
 
 PRODUCTS = (
@@ -29,12 +30,16 @@ PRODUCTS = (
     (18, 2, False),
 )
 """Bits, bits, signed."""
+TIMES = (5, -3, 0x155, 1)
+"""Constants; the products of the first operand and each of them stand at the top of a beat."""
+TIMES_BITS = 18
 WIDTH = sum(a + b for a, b, _ in PRODUCTS)
+OUTPUT_WIDTH = WIDTH + TIMES_BITS * len(TIMES)
 
 
 class Products(wiring.Component):
     def __init__(self) -> None:
-        super().__init__({"input": In(stream.Signature(WIDTH, always_ready=True)), "output": Out(stream.Signature(WIDTH, always_ready=True))})
+        super().__init__({"input": In(stream.Signature(WIDTH, always_ready=True)), "output": Out(stream.Signature(OUTPUT_WIDTH, always_ready=True))})
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
@@ -45,6 +50,11 @@ class Products(wiring.Component):
             m.d.comb += product.eq(x.as_signed() * y.as_signed() if signed else x * y)
             products.append(product)
             at += a + b
+        first = self.input.payload[: PRODUCTS[0][0]].as_signed()
+        for constant in TIMES:
+            times = Signal(Shape(TIMES_BITS, signed=True))
+            m.d.comb += times.eq(first * constant if constant > 0 else constant * first)
+            products.append(times)
         m.d.sync += [self.output.payload.eq(Cat(products)), self.output.valid.eq(self.input.valid)]
         return m
 
@@ -70,7 +80,7 @@ def text() -> str:
 def test_what_spills(text: str) -> None:
     needed = sum(blocks_of(a, b) for a, b, _ in PRODUCTS)
     assert blocks_needed(text, "top") == needed == 15
-    assert spill(text, "top", needed) == text
+    assert SOFT not in spill(text, "top", needed) and spill(text, "top", needed).count(MARK) == text.count("cell $mul") - len(PRODUCTS) >= 3
     one = spill(text, "top", needed - 1)
     assert len(re.findall(re.escape(SOFT), one)) == 1 and "SOFT 4'0001" in one  # the product of 3 x 3 bits is the cheapest
     both = spill(text, "top", needed - 6)
@@ -106,3 +116,6 @@ def test_products_of_the_netlist(text: str, rng: np.random.Generator, available:
         for i, (a, b, _) in enumerate(PRODUCTS):
             assert value & (1 << a + b) - 1 == beat[2 * i] * beat[2 * i + 1] & (1 << a + b) - 1, PRODUCTS[i]
             value >>= a + b
+        for constant in TIMES:
+            assert value & (1 << TIMES_BITS) - 1 == beat[0] * constant & (1 << TIMES_BITS) - 1, constant
+            value >>= TIMES_BITS
