@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/kv260.md from the figures of ``benchmarks.kv260`` and whatever stored results of synthesis, bulk runs, drafts and planes there are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks import published
 from benchmarks.kv260 import CONTEXTS, MODELS, PROMPTS
+from benchmarks.markdown import table
 from benchmarks.published import Figure
 from lutra.fpga_flows.devices import load_device
 
@@ -15,11 +16,6 @@ Row = dict[str, Any]
 CLOCK_HZ = 250e6
 NAMES = {"bitnet-0.73b": "BitNet 0.73B", "bitnet-2b4t": "BitNet 2B4T"}
 LUTS = {"lut": "LUT", "lutram": "of them LUT-RAM", "ff": "flip-flops", "bram36": "BRAM36", "uram": "URAM", "dsp": "DSP"}
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    align = "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"
-    return "\n".join(["| " + " | ".join(head) + " |", align, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def preset_of(result: Row, model: str) -> Row:
@@ -72,7 +68,7 @@ def _versus(result: Row, model: str) -> str:
     rows.append(line("power, W", "— (no measured source)", (cell(d.watts, ".2f") for d in designs)))
     head = [NAMES[model], "lutra, preset `kv260`", *(d.name for d in designs)]
     notes = "\n".join(f"- {d.name}: {d.source}" + (f"; {d.note}." if d.note else ".") for d in designs)
-    return f"{_table(head, rows)}\n\n{notes}"
+    return f"{table(head, rows)}\n\n{notes}"
 
 
 def _decode(result: Row) -> str:
@@ -90,7 +86,7 @@ def _decode(result: Row) -> str:
                 else ["—"] * 4
             )
         rows.append([f"{context:,}", *cells])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _ttft(result: Row) -> str:
@@ -104,7 +100,7 @@ def _ttft(result: Row) -> str:
             star = "*" if prompt > one["positions"] else ""
             cells += [f"{found['cycles']:,}", f"{found['seconds']:.4f}{star}", found["limit"]] if found else ["—"] * 3
         rows.append([f"{prompt:,}", f"{goals[prompt]:.2f}" if prompt in goals else "—", *cells])
-    return _table(["prompt", "asked of 0.73B, s", *(f"{NAMES[m]}: {text}" for m in MODELS for text in ("cycles", "s", "limited by"))], rows)
+    return table(["prompt", "asked of 0.73B, s", *(f"{NAMES[m]}: {text}" for m in MODELS for text in ("cycles", "s", "limited by"))], rows)
 
 
 def _bytes(result: Row) -> str:
@@ -116,7 +112,7 @@ def _bytes(result: Row) -> str:
     rows.append(["**together**", *(f"**{row['bytes'] / 1e6:,.3f}**" if row else "—" for row in found.values())])
     rows.append(["least (1.6-bit weights, 8-bit head, 8-bit keys and values)", *(f"{row['least_bytes'] / 1e6:,.3f}" if row else "—" for row in found.values())])
     rows.append(["bits per useful ternary weight", *(f"{preset_of(result, m)['bits_per_weight']:.4f}" for m in MODELS)])
-    return _table([f"megabytes of a token at context {context}", *(NAMES[m] for m in MODELS)], rows)
+    return table([f"megabytes of a token at context {context}", *(NAMES[m] for m in MODELS)], rows)
 
 
 def _curves(result: Row) -> str:
@@ -142,7 +138,7 @@ def _curves(result: Row) -> str:
                 ]
             )
         head = [curve, "model", "GB/s", "tokens/s at 128 (share of ceiling)", "at 1,024", "time to first token of 128, s", "limited by"]
-        parts.append(_table(head, rows) + ("\n\nNot possible: " + "; ".join(refused) + "." if refused else ""))
+        parts.append(table(head, rows) + ("\n\nNot possible: " + "; ".join(refused) + "." if refused else ""))
     return "\n\n".join(parts)
 
 
@@ -153,7 +149,7 @@ def _fits(result: Row, synthesis: Row | None) -> str:
         total = device.totals[kind]  # type: ignore[index]  # kinds of this device
         cells = [f"{preset_of(result, m)['resources'][kind]:,.0f} ({100 * preset_of(result, m)['resources'][kind] / total:.1f} %)" for m in MODELS]
         rows.append([name, f"{total:,.0f}", f"{device.limit * total:,.0f}", *cells])
-    text = _table(["", "KV260", f"{100 * device.limit:.0f} %", *(f"core for {NAMES[m]}, fitted model" for m in MODELS)], rows)
+    text = table(["", "KV260", f"{100 * device.limit:.0f} %", *(f"core for {NAMES[m]}, fitted model" for m in MODELS)], rows)
     return text + (f"\n\n{_counted(synthesis)}" if synthesis else "")
 
 
@@ -179,7 +175,7 @@ def _counted(synthesis: Row) -> str:
         shares = [f"{100 * core['shares'][kind]:.1f} %" for kind in LUTS]
         rows.append([f"share of the KV260 (limit {100 * device.limit:.0f} %: {'fits' if core['fits'] else 'does not fit'})", *shares, "", "", ""])
         head = ["block", *LUTS.values(), "longest path: LUT levels", "ns", "MHz: pessimistic / likely / optimistic"]
-        parts.append(f"**{name}**\n\n{_table(head, rows)}")
+        parts.append(f"**{name}**\n\n{table(head, rows)}")
     lut, every = synthesis["errors"]["all"]["lut"], synthesis["errors"]["all"]
     slow = min((core["slowest_clock_mhz"] for core in synthesis["cores"].values()), key=lambda clock: clock["likely"])
     sure = f"The slowest path of all supports {slow['likely']} MHz by this rule, {slow['pessimistic']} if it is as wrong as it allows for"
@@ -206,7 +202,7 @@ def _tellme(result: Row) -> str:
     head = ["", *(f"{token['ports']} port{'s' if token['ports'] > 1 else ''}, context {token['context']:,}" for token in tokens)]
     facts = "\n".join(f"- {name}: {text}" for name, text in found["facts"].items())
     assumed = "\n".join(f"- {name}: {text}" for name, text in found["assumed"].items())
-    return f"{_table(head, rows)}\n\nTheirs:\n\n{facts}\n\nAssumed, since no source at hand tells:\n\n{assumed}"
+    return f"{table(head, rows)}\n\nTheirs:\n\n{facts}\n\nAssumed, since no source at hand tells:\n\n{assumed}"
 
 
 def _proof(result: Row) -> str:
@@ -305,7 +301,7 @@ leaves idle; the text is greedy decoding's, bit for bit. Measured over {found["t
 behind {found["texts"]} pieces of {found["prompt"]} held-out characters. At full size the cycles of a pass are the model's (*predicted*); that its text
 would be as repetitive is an assumption.
 
-{_table(head, rows)}"""
+{table(head, rows)}"""
 
 
 def _planes(result: Row, found: Row) -> str:
@@ -338,7 +334,7 @@ head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {
 At full size *predicted* by the cycle model; how many rows a trained model of that size would score again is not known, and in the worst case no more bytes
 are read than of the 8-bit table. On the RTL: {backed}
 
-{_table(head, rows)}"""
+{table(head, rows)}"""
 
 
 def _extra(result: Row, others: Mapping[str, Row]) -> str:

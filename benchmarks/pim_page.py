@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/pim.md from the figures of ``benchmarks.pim``: GPT-3 XL, eight models, channels, pins, energy, and the paper beside it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.pim import CHANNELS, CONTEXTS, MODELS, SCALING_CONTEXT, TURNS, VARIANTS, XL
 
 __all__ = ["page", "tables"]
 
 Row = dict[str, Any]
 ONE, REFRESHED, STRICT = "1 accumulator", "1 accumulator, refresh 105 ns / 1.667 us", "1 accumulator, no activate in register mode"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    align = "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"
-    return "\n".join(["| " + " | ".join(head) + " |", align, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], Row]:
@@ -27,7 +23,7 @@ def _xl(result: Row) -> str:
     for name in [*VARIANTS, TURNS, "1 accumulator, the reading of 24 heads x 128"]:
         one, long = found[name, 1], found[name, 1024]
         rows.append([name, *(f"{row[key]:{form}}" for row in (one, long) for key, form in (("cycles", ",d"), ("over_row_bound", ".3f")))])
-    return _table(["GPT-3 XL", "cycles, context 1", "over the bound", "cycles, context 1,024", "over the bound"], rows)
+    return table(["GPT-3 XL", "cycles, context 1", "over the bound", "cycles, context 1,024", "over the bound"], rows)
 
 
 def _layer(result: Row) -> str:
@@ -39,7 +35,7 @@ def _layer(result: Row) -> str:
     for name, context in ((ONE, 1), (STRICT, 1), (REFRESHED, 1)):
         cycles = found[name, context]["layer_cycles"]
         rows.append([f"ours: {name}, everything of a layer at context {context}", f"{cycles:,d}", f"{cycles / layer['bound_cycles']:.3f}"])
-    return _table([f"one layer of GPT-3 XL: {layer['rows']} rows, bound {layer['bound_cycles']:,d} cycles", "cycles", "over the bound"], rows)
+    return table([f"one layer of GPT-3 XL: {layer['rows']} rows, bound {layer['bound_cycles']:,d} cycles", "cycles", "over the bound"], rows)
 
 
 def _sweep(result: Row, form: Callable[[Row], str]) -> str:
@@ -48,7 +44,7 @@ def _sweep(result: Row, form: Callable[[Row], str]) -> str:
     def cell(row: Row) -> str:
         return "refused" if "refused" in row else form(row) + ("*" if row["shape_only"] else "")
 
-    return _table(["context", *MODELS], ([f"{context:,d}", *(cell(found[context, model]) for model in MODELS)] for context in CONTEXTS))
+    return table(["context", *MODELS], ([f"{context:,d}", *(cell(found[context, model]) for model in MODELS)] for context in CONTEXTS))
 
 
 def _scaling(result: Row) -> str:
@@ -57,7 +53,7 @@ def _scaling(result: Row) -> str:
     def cell(row: Row) -> str:
         return f"{row['tokens_per_second']:,.0f} ({row['efficiency']:.2f})" + ("" if row["fits"] else "†")
 
-    return _table(
+    return table(
         ["model", *(f"{n} channels" if n > 1 else "1 channel" for n in CHANNELS)], ([model, *(cell(found[model, n]) for n in CHANNELS)] for model in MODELS)
     )
 
@@ -70,7 +66,7 @@ def _pins(result: Row) -> str:
         pins = row["pin_bytes"]
         rest = sum(value for name, value in pins.items() if name != "bias")
         rows.append([model, *(f"{pins[name]:,.0f}" for name in ("buffer", "read-out", "read", "write")), f"{rest:,.0f}", f"{pins['bias']:,.0f}"])
-    return _table(["bytes per channel and token", "buffer", "read-outs", "reads", "key, value writes", "together", "bias writes, apart"], rows)
+    return table(["bytes per channel and token", "buffer", "read-outs", "reads", "key, value writes", "together", "bias writes, apart"], rows)
 
 
 def _parts(result: Row, key: str, unit: str, scale: float, form: str) -> str:
@@ -79,7 +75,7 @@ def _parts(result: Row, key: str, unit: str, scale: float, form: str) -> str:
     names = sorted({name for row in columns for name in row[key]}, key=lambda name: -columns[-1][key].get(name, 0))
     rows = [[name, *(f"{row[key].get(name, 0) * scale:{form}}" for row in columns)] for name in names]
     rows.append(["**together**", *(f"**{sum(row[key].values()) * scale:{form}}**" for row in columns)])
-    return _table([f"GPT-3 XL, {unit}", "context 1", "context 1,024", "context 1,024, refresh"], rows)
+    return table([f"GPT-3 XL, {unit}", "context 1", "context 1,024", "context 1,024, refresh"], rows)
 
 
 def tables(result: Row) -> str:
