@@ -12,6 +12,7 @@ python -m benchmarks pim_page               docs/pim.md and its plots once more,
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks board                  the whole core of tiny-shakespeare on a ULX3S: utilisation, clock of five seeds, a token at gate level (hours)
+python -m benchmarks board_page             docs/ulx3s.md once more, from the newest stored figures of `board`
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their longest paths (an hour)
 python -m benchmarks token MODEL [PRESET]   a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB)
@@ -37,6 +38,7 @@ from benchmarks import (
     accuracy,
     blocks,
     board,
+    board_page,
     drafts,
     importing,
     kv260,
@@ -124,7 +126,13 @@ def draw_kv260(path: Path) -> None:
     (RESULTS.parent / "kv260.md").write_text(kv260_page.page(stored, stored["date"], stored["machine"], others), encoding="utf-8")
 
 
-PAGES: dict[str, Callable[[Path], None]] = {"pim": draw_pim, "kv260": draw_kv260}
+def draw_board(path: Path) -> None:
+    """The page of the ULX3S from a stored result."""
+    stored = json.loads(path.read_text())
+    (RESULTS.parent / "ulx3s.md").write_text(board_page.page(stored, stored["date"], stored["machine"]), encoding="utf-8")
+
+
+PAGES: dict[str, Callable[[Path], None]] = {"pim": draw_pim, "kv260": draw_kv260, "board": draw_board}
 """Benchmarks with a page of their own."""
 
 
