@@ -43,7 +43,7 @@ def _targets(block: str, config: Any) -> tuple[Resources, dict[str, float]]:
     """Synthesised resources, and what of them the coefficients have to explain."""
     found = _synthesised(block, config)
     rams = Resources()
-    for memory in MEMORIES[block](config):
+    for memory in MEMORIES[block](config, "xcup"):
         rams += counted(memory)
     return found, {"logic": found.lut - found.lutram, "shift": max(0.0, found.lutram - rams.lutram), "ff": found.ff, "dsp": found.dsp}
 

@@ -93,7 +93,7 @@ def block_resources(block: str, config: Any, fit: Mapping[str, Mapping[str, floa
     fit = coefficients()["blocks"][block] if fit is None else fit
     logic, shift, ff, dsp = (sum(value * fit.get(kind, {}).get(name, 0.0) for name, value in features.items()) for kind in FITTED)
     rams = Resources()
-    for memory in MEMORIES[block](config):
+    for memory in MEMORIES[block](config, "xcup"):
         rams += counted(memory)
     return Resources(lut=rams.lut + logic + shift, lutram=rams.lutram + shift, ff=ff, bram36=rams.bram36, uram=rams.uram, dsp=dsp)
 
