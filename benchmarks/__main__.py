@@ -12,6 +12,7 @@ python -m benchmarks pim_page               docs/pim.md and its plots once more,
 python -m benchmarks pim_speed              CPU time of a PIM token's cycles: closed forms, and every command by itself
 python -m benchmarks pim_functions          errors of the companion chip's functions, speed of the bank MAC's golden values
 python -m benchmarks board                  the whole core of tiny-shakespeare on a ULX3S: utilisation, clock of five seeds, a token at gate level (hours)
+python -m benchmarks board_fit              fits the resource model of cores on an ECP5 to synthesis (half an hour)
 python -m benchmarks board_page             docs/ulx3s.md once more, from the newest stored figures of `board`
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their longest paths (an hour)
@@ -38,6 +39,7 @@ from benchmarks import (
     accuracy,
     blocks,
     board,
+    board_fit,
     board_page,
     drafts,
     importing,
@@ -85,6 +87,7 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
 ON_REQUEST: dict[str, Callable[[], dict[str, Any]]] = {
     "resources": resources.measure,
     "board": board.measure,
+    "board_fit": board_fit.measure,
     "minilm": minilm.measure,
     "import": importing.measure,
 }

@@ -37,7 +37,7 @@ def gate_level_tokens(run: Path, on_step: Callable[[str], None] = print) -> dict
     spec, program = compiled(opened)
     words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
     board = load_board(BOARD)
-    netlist = fpga.netlist(spec, program, BOARD)
+    netlist = fpga.synthesis(spec, program, BOARD).module
     on_step("building the gates")
     begun = time.perf_counter()
     gates = build_gates(netlist, inverted_reset=board.pins["reset"].inverted)

@@ -15,11 +15,14 @@ LEAST = 300
 
 
 def _use(result: Row) -> str:
+    errors = result["predicted_error"]
     rows = []
     for kind, name in KINDS.items():
-        used, total, predicted = result["used"][kind], result["available"][kind], result["predicted"].get(kind)
-        rows.append([name, f"{used:,.0f}", f"{total:,.0f}", f"{100 * used / total:.1f} %", f"{predicted:,.0f}" if predicted else ""])
-    return table(["", "used", "there are", "share", "known before synthesis"], rows)
+        used, total, predicted = (result[about][kind] for about in ("used", "available", "predicted"))
+        off = f"{100 * (predicted / used - 1):+.1f} %"
+        stated = f"{100 * errors[kind]:+.1f} %" if kind in errors else "exact"
+        rows.append([name, f"{used:,.0f}", f"{total:,.0f}", f"{100 * used / total:.1f} %", f"{predicted:,.0f}", off, stated])
+    return table(["", "used", "there are", "share", "predicted", "off", "its stated error"], rows)
 
 
 def _placed(result: Row) -> str:
@@ -62,7 +65,8 @@ At {asked}: {speed}, by the cycle model, which the RTL equals.
 
 ## What it takes
 
-A carry cell stands on two places of look-up tables, a cell of RAM on four and two more for its address and data.
+A carry cell stands on two places of look-up tables, a cell of RAM on four and two more for its address and data. Predicted without synthesis, by the model
+that `python -m benchmarks board_fit` fits to other cores; multipliers beyond the blocks are adders, counted in the RTL.
 
 {_use(result)}
 

@@ -4,13 +4,12 @@
 from collections.abc import Mapping
 
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.ecp5 import RAM_PLACES
 from lutra.hls_models.ternary.sizing import block_ram, lookup_memories, styled_ram
 
 __all__ = ["least"]
 
 RAM4K_BITS = 4096
-DPR_PLACES = 6
-"""Places of look-up tables that a TRELLIS_DPR16X4 takes: four, and two behind its address and data."""
 
 
 def least(spec: CoreSpec, beats: int, family: str) -> Mapping[str, float]:
@@ -33,4 +32,4 @@ def least(spec: CoreSpec, beats: int, family: str) -> Mapping[str, float]:
     cells = sum(memory.get("TRELLIS_DPR16X4", 0) for memory in lookup.values())
     rows = (1 << (attention.group - 1).bit_length()) * (1 << (attention.max_tokens - 1).bit_length()) * attention.kv_heads
     queries = styled_ram("ecp5", attention.row_ram, attention.row_bits, rows)
-    return {"bram18": float(blocks + queries.get("DP16KD", 0)), "lut": float(DPR_PLACES * (cells + queries.get("TRELLIS_DPR16X4", 0)))}
+    return {"bram18": float(blocks + queries.get("DP16KD", 0)), "lut": float(RAM_PLACES * (cells + queries.get("TRELLIS_DPR16X4", 0)))}

@@ -19,7 +19,7 @@ from lutra.cosim.core import hex_image
 from lutra.cosim.simulator import kept_texts
 from lutra.fpga_flows.boards import Board, load_board
 from lutra.fpga_flows.families import FAMILIES
-from lutra.fpga_flows.flow import Design, Flow, Placement, check_family, check_fits, constraints
+from lutra.fpga_flows.flow import Design, Flow, Placement, Synthesis, check_family, check_fits, constraints
 from lutra.fpga_flows.least import least
 from lutra.fpga_flows.multipliers import spilled
 from lutra.hls_models.config import Config
@@ -27,6 +27,7 @@ from lutra.hls_models.errors import ConfigError, ToolError
 from lutra.hls_models.load import nearest
 from lutra.hls_models.pll import PllSettings, pll_settings
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.ecp5 import board_resources, stored
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.uart import UartConfig
 from lutra.rtl.board.top import BlockPins, BoardTop
@@ -34,7 +35,7 @@ from lutra.rtl.link.system import LinkedSystem, SerialLink
 from lutra.rtl.ternary.system import OnChipSystem
 from lutra.rtl.verilog import emit_rtlil, share_modules
 
-__all__ = ["BLOCKS", "FpgaReport", "SeedFigures", "TooSlowError", "build", "netlist", "table"]
+__all__ = ["BLOCKS", "FpgaReport", "SeedFigures", "TooSlowError", "build", "synthesis", "table"]
 
 CORE = "core"
 LINK = "link"
@@ -68,7 +69,8 @@ class FpgaReport(Config):
     block: str
     clock_hz: float
     used: dict[str, float] = Field(description="counted after synthesis, by kind; lut: places of look-up tables")
-    predicted: dict[str, float] = Field({}, description="before synthesis: memories at least, by formula; multiplier blocks, by the RTL and what there are")
+    predicted: dict[str, float] = Field({}, description="before synthesis, by the fitted model; multiplier blocks, by the RTL and what there are")
+    predicted_error: dict[str, float] = Field({}, description="of that model over a core that took no part in its fit, as shares")
     available: dict[str, float]
     blocks: dict[str, dict[str, float]] = Field(description="of modules, those below them included")
     placed: dict[str, tuple[int, int]] = Field(description="used and available by nextpnr's kinds, of the fastest placement")
@@ -90,8 +92,8 @@ class _Target:
         return f"{self.board.name}-{self.block}"
 
 
-def _target(board: str | Path, block: str, clock_hz: float) -> _Target:
-    found = load_board(board)
+def _target(board: Board | str | Path, block: str, clock_hz: float) -> _Target:
+    found = board if isinstance(board, Board) else load_board(board)
     check_family(found)
     if block not in BLOCKS:
         near = nearest(block, BLOCKS)
@@ -152,15 +154,18 @@ def build(
     what = f"{spec.config.name} for {spec.shape.name}" if block == CORE else f"block {block} of {spec.config.name}"
     predicted: dict[str, float] = {}
     if block == CORE:
-        predicted |= least(spec, program.beats, target.board.family)
-        check_fits(target.board, predicted, what, "its memories alone")
+        known = dict(least(spec, program.beats, target.board.family))
+        check_fits(target.board, known, what, "its memories alone")
     on_step("RTL")
     flow = Flow(target.board, _design(target, spec, program), what=what, on_step=on_step)
     if block == CORE:
         available = target.board.available["dsp"]
-        predicted["dsp"], places = spilled(share_modules(flow.design.rtlil), "top", available if FAMILIES[target.board.family].spills else inf)
-        predicted["lut"] = predicted.get("lut", 0) + places
-        check_fits(target.board, predicted, what, "its memories and multipliers alone")
+        known["dsp"], places = spilled(share_modules(flow.design.rtlil), "top", available if FAMILIES[target.board.family].spills else inf)
+        known["lut"] = known.get("lut", 0) + places
+        check_fits(target.board, known, what, "its memories and multipliers alone")
+        if target.board.family == "ecp5":
+            predicted = board_resources(spec, program.beats) | {"dsp": known["dsp"]}
+            predicted["lut"] += places
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(flow.synthesis.folder / "yosys.log", folder / "synthesis.log")
     (folder / "pins.txt").write_text(constraints(target.board))
@@ -191,10 +196,10 @@ def build(
     return report
 
 
-def netlist(spec: CoreSpec, program: Program, board: str | Path, *, clock_hz: float | None = None) -> dict[str, Any]:
-    """The whole core's flat netlist for a board, a module of yosys' JSON, from the cache where ``build`` has made it."""
+def synthesis(spec: CoreSpec, program: Program, board: Board | str | Path, *, clock_hz: float | None = None) -> Synthesis:
+    """The whole core's netlist for a board and what it takes there, from the cache where ``build`` has made it; whether it fits or not."""
     target = _target(board, CORE, clock_hz or spec.config.clock_hz)
-    return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis.module
+    return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis
 
 
 def _speed(spec: CoreSpec, program: Program, clock_hz: float) -> dict[str, float]:
@@ -230,6 +235,7 @@ def _report(
         clock_hz=target.clock_hz,
         used=flow.synthesis.used,
         predicted=predicted,
+        predicted_error=stored()["errors"] if predicted else {},
         available=dict(target.board.available),
         blocks=flow.synthesis.blocks,
         placed=best.used,

@@ -25,6 +25,7 @@ from lutra.hls_models.load import load_config
 from lutra.hls_models.pll import pll_settings
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.ecp5 import board_resources, stored
 from lutra.mapping.catalogue import HERE, config_shape
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
@@ -130,6 +131,16 @@ def test_the_preset_of_the_board_is_fast_enough() -> None:
     assert spec.config.clock_hz / (timing.end[-1] - timing.end[-2]) > 1000  # tokens per second
     needed = least(spec, program.beats, "ecp5")
     assert not load_board("ulx3s-85f").excess(needed) and needed["bram18"] <= 187
+
+
+def test_the_resource_model_of_a_core_on_the_board() -> None:
+    shape = config_shape(HERE / "models" / "tiny-shakespeare" / "config.json")
+    narrow = load_config("tiny-ulx3s", CoreConfig)
+    wide = CoreConfig.model_validate({**narrow.model_dump(), "vector_lanes": 4, "beat_bytes": 20})
+    found = [board_resources(CoreSpec(config=config, shape=shape), 14166) for config in (narrow, wide)]
+    assert all(found[1][kind] > found[0][kind] for kind in ("lut", "ff"))
+    assert not load_board("ulx3s-85f").excess(found[0])
+    assert set(stored()["errors"]) == {"lut", "ff", "bram18"} and max(map(abs, stored()["errors"].values())) < 0.15
 
 
 def test_boards(tmp_path: Path) -> None:

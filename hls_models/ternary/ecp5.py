@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resources of a core on an ECP5 without synthesis: RAM by formula, logic as so many places for a look-up table of the model for xcup (``resources``).
+
+How many, and the flip-flops, by block, and what stands beside the core (ports of memories, link, board, less the registers that multipliers take) are fitted
+to whole cores (``python -m benchmarks board_fit``); they stand in ``ecp5.json`` with the error over a core that took no part in the fit.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lutra.hls_models.ternary.block_memories import MEMORIES
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.resources import block_configs, block_resources
+from lutra.hls_models.ternary.sizing import Primitives, block_ram, total
+
+__all__ = ["DATA", "FITTED", "RAM_PLACES", "board_resources", "features", "stored"]
+
+DATA = Path(__file__).parent / "ecp5.json"
+FITTED = ("logic", "ff")
+"""Kinds with a ratio: places of look-up tables that are no RAM, and flip-flops."""
+RAM_PLACES = 6
+"""Places of look-up tables that a TRELLIS_DPR16X4 takes: four, and two behind its address and data."""
+
+
+@cache
+def stored() -> dict[str, Any]:
+    """The fit: {date, yosys, errors: {kind: share}, blocks: {block: {kind: ratio}}, beside: {kind: count}}."""
+    found: dict[str, Any] = json.loads(DATA.read_text())
+    return found
+
+
+def features(spec: CoreSpec) -> dict[str, dict[str, float]]:
+    """By block: look-up tables and flip-flops of the model for xcup, and what is known exactly: places and blocks of RAM."""
+    out = {}
+    for block, config in block_configs(spec).items():
+        model = block_resources(block, config)
+        parts: Mapping[str, Primitives] = {str(i): found for i, found in enumerate(MEMORIES[block](config, "ecp5"))}
+        rams = total(dict(parts))
+        out[block] = {
+            "logic": model.lut - model.lutram,
+            "ff": model.ff,
+            "ram": RAM_PLACES * rams.get("TRELLIS_DPR16X4", 0),
+            "bram18": rams.get("DP16KD", 0),
+        }
+    return out
+
+
+def board_resources(spec: CoreSpec, beats: int, fit: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Places of look-up tables, flip-flops and block RAMs of a whole core with its memories and link; its multipliers in blocks, all of them.
+
+    Parameters
+    ----------
+    beats : of the program
+    fit : what ``stored`` returns, or another
+    """
+    fit = stored() if fit is None else fit
+    found = features(spec)
+    ratios = fit["blocks"]
+    program, cache = block_ram("ecp5", 8 * spec.config.beat_bytes, beats), block_ram("ecp5", spec.attention.row_bits, spec.attention.rows)
+    return {
+        "lut": fit["beside"]["logic"] + sum(ratios[block]["logic"] * one["logic"] + one["ram"] for block, one in found.items()),
+        "ff": fit["beside"]["ff"] + sum(ratios[block]["ff"] * one["ff"] for block, one in found.items()),
+        "bram18": program["DP16KD"] + cache["DP16KD"] + sum(one["bram18"] for one in found.values()),
+    }
