@@ -20,7 +20,7 @@ def _use(result: Row) -> str:
     for kind, name in KINDS.items():
         used, total, predicted = (result[about][kind] for about in ("used", "available", "predicted"))
         off = f"{100 * (predicted / used - 1):+.1f} %"
-        stated = f"{100 * errors[kind]:+.1f} %" if kind in errors else "exact"
+        stated = f"{100 * errors[kind]:+.1f} %" if kind in errors else "upper bound"
         rows.append([name, f"{used:,.0f}", f"{total:,.0f}", f"{100 * used / total:.1f} %", f"{predicted:,.0f}", off, stated])
     return table(["", "used", "there are", "share", "predicted", "off", "its stated error"], rows)
 

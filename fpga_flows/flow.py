@@ -14,7 +14,7 @@ from typing import Any
 from lutra.fpga_flows.boards import OPEN_FAMILIES, Board
 from lutra.fpga_flows.families import FAMILIES
 from lutra.fpga_flows.multiplier_registers import absorb
-from lutra.fpga_flows.multipliers import RULES, SOFT, TIMES, spill
+from lutra.fpga_flows.multipliers import RULES, SOFT, TIMES, spill, spilled
 from lutra.fpga_flows.steps import run_step
 from lutra.hls_models.errors import ConfigError
 from lutra.rtl.verilog import LIBRARY, MODULE, share_modules
@@ -40,12 +40,13 @@ class Design:
 @dataclass(frozen=True)
 class Synthesis:
     """A mapped netlist. ``module``: flat, of yosys' JSON; ``used``: resources by kind; ``blocks``: of each module down to ``DEPTH``, those below included, with
-    the registers that multipliers have taken."""
+    the registers that multipliers have taken; ``multipliers``: (blocks, places of look-up tables by module) of products, by the RTL."""
 
     folder: Path
     module: dict[str, Any]
     used: dict[str, float]
     blocks: dict[str, dict[str, float]]
+    multipliers: tuple[float, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,12 @@ class Flow:
         self._tools = TOOLS[board.family]
 
     @cached_property
+    def multipliers(self) -> tuple[float, dict[str, float]]:
+        """(blocks, places of look-up tables by module) of the products, before synthesis."""
+        available = self.board.available.get("dsp", inf) if FAMILIES[self.board.family].spills else inf
+        return spilled(share_modules(self.design.rtlil), TOP, available)
+
+    @cached_property
     def synthesis(self) -> Synthesis:
         """yosys: blocks kept apart while it maps, so that their resources are known; then flat for placement."""
         self._on_step("synthesis")
@@ -186,7 +193,7 @@ class Flow:
         counts = _counts({name.lstrip("\\"): about["num_cells_by_type"] for name, about in modules.items()})
         kinds = {name: self._kinds(cells) for name, cells in counts.items()}
         blocks = {name: found for name, found in kinds.items() if name.count(".") <= DEPTH and name != TOP and "lut" in found and "$" not in name}
-        return Synthesis(folder, module, self._kinds(Counter(cell["type"] for cell in module["cells"].values())), blocks)
+        return Synthesis(folder, module, self._kinds(Counter(cell["type"] for cell in module["cells"].values())), blocks, self.multipliers)
 
     def check(self) -> None:
         """Refuses a netlist that does not fit before anything is placed."""

@@ -96,15 +96,16 @@ def blocks_needed(text: str, top: str) -> int:
     return sum(blocks_of(kind.a, kind.b) * cells * instances for kind, (cells, instances) in _kinds(text, top).items())
 
 
-def spilled(text: str, top: str, available: float) -> tuple[float, float]:
-    """(blocks, places of look-up tables) that a design's multipliers take once ``spill`` has made them fit, as far as they can be divided."""
+def spilled(text: str, top: str, available: float) -> tuple[float, dict[str, float]]:
+    """(blocks, places of look-up tables by module) that a design's multipliers take once ``spill`` has made them fit, as far as they can be divided."""
     kinds, needed = _kinds(text, top), blocks_needed(text, top)
-    blocks, places = float(needed), 0.0
+    blocks, places = float(needed), dict[str, float]()
     for kind, parts in _soft(kinds, needed - available).items():
         sizes = {1 << bit: rows_places(a, b) for bit, a, b in kind.parts()}
         for cells, mask in parts:
             count = cells * kinds[kind][1]
-            blocks, places = blocks - count, places + count * sizes[mask]
+            blocks -= count
+            places[kind.module] = places.get(kind.module, 0) + count * sizes[mask]
     return blocks, places
 
 

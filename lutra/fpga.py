@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
-from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,10 +17,8 @@ from lutra import engine
 from lutra.cosim.core import hex_image
 from lutra.cosim.simulator import kept_texts
 from lutra.fpga_flows.boards import Board, load_board
-from lutra.fpga_flows.families import FAMILIES
 from lutra.fpga_flows.flow import Design, Flow, Placement, Synthesis, check_family, check_fits, constraints
 from lutra.fpga_flows.least import least
-from lutra.fpga_flows.multipliers import spilled
 from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError, ToolError
 from lutra.hls_models.load import nearest
@@ -33,7 +30,7 @@ from lutra.hls_models.uart import UartConfig
 from lutra.rtl.board.top import BlockPins, BoardTop
 from lutra.rtl.link.system import LinkedSystem, SerialLink
 from lutra.rtl.ternary.system import OnChipSystem
-from lutra.rtl.verilog import emit_rtlil, share_modules
+from lutra.rtl.verilog import emit_rtlil
 
 __all__ = ["BLOCKS", "FpgaReport", "SeedFigures", "TooSlowError", "build", "synthesis", "table"]
 
@@ -159,13 +156,12 @@ def build(
     on_step("RTL")
     flow = Flow(target.board, _design(target, spec, program), what=what, on_step=on_step)
     if block == CORE:
-        available = target.board.available["dsp"]
-        known["dsp"], places = spilled(share_modules(flow.design.rtlil), "top", available if FAMILIES[target.board.family].spills else inf)
-        known["lut"] = known.get("lut", 0) + places
+        known["dsp"], spilled = flow.multipliers
+        known["lut"] = known.get("lut", 0) + sum(spilled.values())
         check_fits(target.board, known, what, "its memories and multipliers alone")
         if target.board.family == "ecp5":
             predicted = board_resources(spec, program.beats) | {"dsp": known["dsp"]}
-            predicted["lut"] += places
+            predicted["lut"] += sum(spilled.values())
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(flow.synthesis.folder / "yosys.log", folder / "synthesis.log")
     (folder / "pins.txt").write_text(constraints(target.board))

@@ -85,14 +85,32 @@ def test_what_spills(text: str) -> None:
     assert len(re.findall(re.escape(SOFT), one)) == 1 and "SOFT 4'0001" in one  # the product of 3 x 3 bits is the cheapest
     both = spill(text, "top", needed - 6)
     assert both.count("SOFT 4'1000") == 1 and both.count("SOFT 4'0001") >= 2  # the upper corner of 24 x 24 bits as well
-    assert spilled(text, "top", needed) == (needed, 0)
-    assert spilled(text, "top", needed - 1) == (needed - 1, rows_places(3, 3))
+    assert spilled(text, "top", needed) == (needed, {})
+    assert spilled(text, "top", needed - 1) == (needed - 1, {"top": rows_places(3, 3)})
     assert spilled(text, "top", 0) == (
         0,
-        sum(
-            rows_places(a, b)
-            for a, b in ((8, 8), (8, 8), (9, 8), (5, 7), (18, 16), (2, 16), (12, 18), (12, 6), (3, 3), (18, 18), (18, 2), (18, 18), (18, 6), (18, 6), (6, 6))
-        ),
+        {
+            "top": sum(
+                rows_places(a, b)
+                for a, b in (
+                    (8, 8),
+                    (8, 8),
+                    (9, 8),
+                    (5, 7),
+                    (18, 16),
+                    (2, 16),
+                    (12, 18),
+                    (12, 6),
+                    (3, 3),
+                    (18, 18),
+                    (18, 2),
+                    (18, 18),
+                    (18, 6),
+                    (18, 6),
+                    (6, 6),
+                )
+            )
+        },
     )
     assert rows_places(6, 6) < rows_places(8, 8) < rows_places(18, 6) == rows_places(6, 18) < rows_places(18, 18)
 
