@@ -135,13 +135,17 @@ def draw_board(path: Path) -> None:
     (RESULTS.parent / "ulx3s.md").write_text(board_page.page(stored, stored["date"], stored["machine"]), encoding="utf-8")
 
 
-PAGES: dict[str, Callable[[Path], None]] = {"pim": draw_pim, "kv260": draw_kv260, "board": draw_board}
-"""Benchmarks with a page of their own."""
+PAGES: dict[str, tuple[Callable[[Path], None], Callable[[dict[str, Any]], str]]] = {
+    "pim": (draw_pim, pim_page.tables),
+    "kv260": (draw_kv260, kv260_page.tables),
+    "board": (draw_board, board_page.tables),
+}
+"""Benchmarks with a page of their own: what draws it, and its tables for a terminal."""
 
 
 def main(arguments: list[str]) -> int:
     """Runs the named benchmarks, all that need no file if none is named; keeps each result in ``docs/results``."""
-    for page, draw in PAGES.items():
+    for page, (draw, _) in PAGES.items():
         stored = sorted(RESULTS.glob(f"{page}-2*.json"))
         if arguments == [f"{page}_page"] and stored:
             draw(stored[-1])
@@ -167,8 +171,9 @@ def main(arguments: list[str]) -> int:
         path = RESULTS / f"{name}-{today}.json"
         path.write_text(json.dumps({"benchmark": name, "date": today, "machine": about, **result}, indent=1) + "\n")
         if name in PAGES:
-            PAGES[name](path)
-            print((pim_page if name == "pim" else kv260_page).tables(result))
+            draw, tables = PAGES[name]
+            draw(path)
+            print(tables(result))
         else:
             print(json.dumps(result, indent=1))
         print(f"kept in docs/results/{path.name}")

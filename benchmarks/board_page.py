@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.markdown import table
 
-__all__ = ["page"]
+__all__ = ["page", "tables"]
 
 Row = dict[str, Any]
 KINDS = {"lut": "places of look-up tables", "ff": "flip-flops", "bram18": "block RAMs of 18 Kbit", "dsp": "multipliers of 18 x 18"}
@@ -43,6 +43,11 @@ def _seeds(result: Row) -> str:
         [f"{one['seed']}", f"{one['fmax_hz'] / 1e6:.2f}", f"{one['logic_ns']:.1f}", f"{one['routing_ns']:.1f}", one["path_block"]] for one in result["seeds"]
     ]
     return table(["seed", "MHz", "logic, ns", "routing, ns", "slowest path in"], rows)
+
+
+def tables(result: Row) -> str:
+    """For a terminal."""
+    return "\n\n".join([_use(result), _seeds(result)])
 
 
 def page(result: Row, date: str, machine: Row) -> str:
