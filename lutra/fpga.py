@@ -41,6 +41,8 @@ MEMORY = "memory.hex"
 CONTEXT = 256
 """Context for which the tokens per second are given."""
 REPORT = "report.json"
+SURE = 0.85
+"""Of the logic that the resource model predicts, what a core takes surely: several times the model's stated error below it."""
 
 
 class TooSlowError(ToolError):
@@ -162,6 +164,8 @@ def build(
         if target.board.family == "ecp5":
             predicted = board_resources(spec, program.beats) | {"dsp": known["dsp"]}
             predicted["lut"] += sum(spilled.values())
+            surely = {kind: SURE * predicted[kind] for kind in ("lut", "ff")}
+            check_fits(target.board, surely, what, f"{100 * SURE:.0f} % of what the resource model predicts")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(flow.synthesis.folder / "yosys.log", folder / "synthesis.log")
     (folder / "pins.txt").write_text(constraints(target.board))

@@ -105,6 +105,10 @@ def test_what_does_not_fit_is_refused_before_the_tools_start(run: Run, tmp_path:
             ConfigError, match=r"for small does not fit few: lut 10,?540 of 9,?500 \(95 % of 10,?000\).* \(its memories and multipliers alone\)"
         ):
             api.fpga(run.path, few)
+        predicted = board_resources(CoreSpec(config=CONFIG, shape=SHAPE), 100)["lut"]
+        crowded = board_file(tmp_path / "crowded.yaml", "ulx3s-85f", name="crowded", device=None, totals={"lut": 0.8 * predicted, "ff": 80000, "dsp": 156})
+        with pytest.raises(ConfigError, match=r"for small does not fit crowded: lut [\d,.]+ of .* \(85 % of what the resource model predicts\)"):
+            api.fpga(run.path, crowded)
         with pytest.raises(ConfigError, match="config smallest must have a shared memory for board kv260"):
             api.fpga(run.path, "kv260")
         with pytest.raises(ConfigError, match=r"clock of 1e\+09 Hz must be one that a PLL makes from 2.5e\+07 Hz"):
