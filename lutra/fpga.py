@@ -91,8 +91,8 @@ class _Target:
         return f"{self.board.name}-{self.block}"
 
 
-def _target(board: Board | str | Path, block: str, clock_hz: float) -> _Target:
-    found = board if isinstance(board, Board) else load_board(board)
+def _target(board: str | Path, block: str, clock_hz: float) -> _Target:
+    found = load_board(board)
     check_family(found)
     if block not in BLOCKS:
         near = nearest(block, BLOCKS)
@@ -196,7 +196,7 @@ def build(
     return report
 
 
-def synthesis(spec: CoreSpec, program: Program, board: Board | str | Path, *, clock_hz: float | None = None) -> Synthesis:
+def synthesis(spec: CoreSpec, program: Program, board: str | Path, *, clock_hz: float | None = None) -> Synthesis:
     """The whole core's netlist for a board and what it takes there, from the cache where ``build`` has made it; whether it fits or not."""
     target = _target(board, CORE, clock_hz or spec.config.clock_hz)
     return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis

@@ -13,6 +13,8 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 from smallest import CONFIG, SHAPE
 
+from benchmarks import board_page
+from benchmarks.__main__ import PAGES, RESULTS, newest
 from lutra import api, engine
 from lutra.cli import main
 from lutra.fpga import BLOCKS, FpgaReport, TooSlowError
@@ -145,6 +147,14 @@ def test_the_resource_model_of_a_core_on_the_board() -> None:
     assert all(found[1][kind] > found[0][kind] for kind in ("lut", "ff"))
     assert not load_board("ulx3s-85f").excess(found[0])
     assert set(stored()["errors"]) == {"lut", "ff", "bram18"} and max(map(abs, stored()["errors"].values())) < 0.15
+
+
+def test_the_page_is_that_of_the_stored_figures() -> None:
+    stored_result = newest("board")
+    assert stored_result is not None
+    assert board_page.page(stored_result, stored_result["date"], stored_result["machine"]) == (RESULTS.parent / "ulx3s.md").read_text(encoding="utf-8")
+    _, tables = PAGES["board"]
+    assert f"{stored_result['fmax_median_hz'] / 1e6:.2f}" in tables(stored_result)
 
 
 def test_boards(tmp_path: Path) -> None:

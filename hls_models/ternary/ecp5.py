@@ -14,7 +14,7 @@ from typing import Any
 from lutra.hls_models.ternary.block_memories import MEMORIES
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.resources import block_configs, block_resources
-from lutra.hls_models.ternary.sizing import Primitives, block_ram, total
+from lutra.hls_models.ternary.sizing import block_ram, total
 
 __all__ = ["DATA", "FITTED", "RAM_PLACES", "board_resources", "features", "stored"]
 
@@ -37,8 +37,7 @@ def features(spec: CoreSpec) -> dict[str, dict[str, float]]:
     out = {}
     for block, config in block_configs(spec).items():
         model = block_resources(block, config)
-        parts: Mapping[str, Primitives] = {str(i): found for i, found in enumerate(MEMORIES[block](config, "ecp5"))}
-        rams = total(dict(parts))
+        rams = total({str(i): memory for i, memory in enumerate(MEMORIES[block](config, "ecp5"))})
         out[block] = {
             "logic": model.lut - model.lutram,
             "ff": model.ff,
