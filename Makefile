@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## a small language model written out by simulated hardware, every word checked
 	$(BIN)/lutra demo
 
-test: lint ## lint, types and the tests (15 minutes from nothing, 3 with a warm cache)
+test: lint ## lint, types and the tests (some 16 minutes from nothing on two cores, 6 with a warm cache)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not soak'
 
 smoke: $(STAMP) ## the quick part of the tests
