@@ -79,14 +79,20 @@ def cases() -> list[Case]:
     return found + [Case(curve, name, model, changes) for model in MODELS for curve, variants in CURVES.items() for name, changes in variants.items()]
 
 
+def shape_of(case: Case) -> ModelShape:
+    """The case's model, which is a shape alone."""
+    shape = open_model(case.model)
+    assert isinstance(shape, ModelShape)
+    return shape
+
+
 def core(case: Case, preset: str = PRESET) -> CoreSpec:
     """Its core; ConfigError where the variant is not possible for the model."""
     values = load_config(preset, CoreConfig).model_dump()
     for name, value in case.changes:
         (values["memory"] if name in values["memory"] else values)[name] = value
     values["beat_bytes"] = 16 * values["memory"]["ports"]
-    shape = open_model(case.model)
-    assert isinstance(shape, ModelShape)
+    shape = shape_of(case)
     try:
         spec = CoreSpec(config=CoreConfig.model_validate(values), shape=shape.model_copy(update={"context": max(ROOM, shape.context)}))
     except ValidationError as error:
@@ -137,7 +143,7 @@ def timed(case: Case) -> dict[str, Any]:
         | facts
         | {
             "clock_hz": spec.config.clock_hz,
-            "positions": open_model(case.model).context,
+            "positions": shape_of(case).context,
             "parameters": spec.shape.parameters,
             "core": sizes_hash(spec),
             "backing": backing(spec),
