@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from amaranth import C, Cat, Module, Signal
+from amaranth import C, Cat, Module, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -20,7 +20,7 @@ from lutra.rtl.ternary.tlmm import Tlmm
 from lutra.rtl.verilog import emit_rtlil
 
 MEMORIES = ((1, 16384), (2, 8192), (4, 4096), (9, 2048), (18, 1024), (36, 512))
-OUTPUT_BITS = 36 + 36 + 36 + 36 + 18 + 19 + 1 + 1 + 1 + 6 + 4 + sum(width for width, _ in MEMORIES)
+OUTPUT_BITS = 5 * 36 + 18 + 19 + 1 + 1 + 1 + 6 + 4 + sum(width for width, _ in MEMORIES)
 
 
 class Zoo(wiring.Component):
@@ -46,6 +46,11 @@ class Zoo(wiring.Component):
             m.d.sync += held_a.eq(a)
         with m.If(word[61] & self.input.valid):
             m.d.sync += held_b.eq(b)
+        signed_a, signed_b = Signal(signed(18), reset_less=True), Signal(signed(18), reset_less=True)
+        with m.If(word[62] & self.input.valid):
+            m.d.sync += signed_a.eq(a)
+        with m.If(word[63] & self.input.valid):
+            m.d.sync += signed_b.eq(b)
         cleared = Signal(18, reset_less=True)
         with m.If(word[59] & self.input.valid):
             m.d.sync += cleared.eq(0)
@@ -55,6 +60,7 @@ class Zoo(wiring.Component):
             a * b,
             a.as_signed() * b.as_signed(),
             held_a * held_b,
+            signed_a * signed_b,
             cleared * held_b,
             held_b,
             a + b,
@@ -98,7 +104,7 @@ def test_models_of_cells_equal_the_rtl_that_they_came_from(rng: np.random.Genera
     assert kinds == {path.stem for path in gates.CELLS.glob("*.v")} - {"EHXPLLL"}, "every model is here, and nothing else"
     assert sum(cell["type"] == "DP16KD" for cell in mapped["cells"].values()) == len(MEMORIES)
     multipliers = [cell for cell in mapped["cells"].values() if cell["type"] == "MULT18X18D"]
-    assert [cell["parameters"].get("REG_INPUTA_CLK") for cell in multipliers].count("CLK0") == 1 and len(multipliers) == 4
+    assert [cell["parameters"].get("REG_INPUTA_CLK") for cell in multipliers].count("CLK0") == 2 and len(multipliers) == 5
     bench = Bench("cells", modules=modules_of({"zoo_gates": mapped}))
     bench.add("rtl", Zoo())
     bench.add("gates", gates.Gates(Zoo(), "zoo_gates"))
