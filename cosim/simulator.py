@@ -113,10 +113,7 @@ def _compile(root: Path, own: Sequence[Path], verilog: str, work: Path, runtime:
             _compile_under_cocotb(root, sources, objects, environment=environment, kept=kept, log=log, waves=waves)
     except (RuntimeError, OSError, SystemExit) as error:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
-        whole = Path(tempfile.mkdtemp(prefix="lutra-failed-")) / "build.log"
-        if log.exists():
-            shutil.copy(log, whole)
-        raise ToolError(f"Verilator could not build the bench ({error}); whole log: {whole}\n{tail}") from error
+        raise ToolError(f"Verilator could not build the bench ({error}); whole log: {cache.rescued(log)}\n{tail}") from error
     (objects / TOP).rename(work / TOP)
     if not cache.intact(runtime):
         _keep_runtime(objects, runtime)
@@ -177,8 +174,11 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def kept_texts(description: object, make: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """Named texts that a design's description (JSON), this package's sources and their tools determine: kept in the cache, where elaborating is long."""
+def kept_texts(description: object, make: Callable[[], dict[str, str]], *composed_in: str) -> dict[str, str]:
+    """Named texts that a design's description (JSON), the sources of hardware and their tools determine: kept in the cache, where elaborating is long.
+
+    ``composed_in``: files elsewhere that put hardware together (``__file__``).
+    """
     versions = {package: version(package) for package in ("amaranth", "numpy", "pydantic")}
 
     def write(work: Path) -> list[str]:
@@ -187,7 +187,8 @@ def kept_texts(description: object, make: Callable[[], dict[str, str]]) -> dict[
             (work / name).write_text(text)
         return list(texts)
 
-    folder, _ = cache.kept(f"text-{cache.key_of(versions, platform.python_version(), _sources(), description)}", {}, write)
+    sources = [_sources(), *(cache.digest(Path(file)) for file in composed_in)]
+    folder, _ = cache.kept(f"text-{cache.key_of(versions, platform.python_version(), *sources, description)}", {}, write)
     return {name: (folder / name).read_text() for name in json.loads((folder / cache.MANIFEST).read_text())["files"]}
 
 

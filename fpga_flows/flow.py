@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
+from math import inf, isclose
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lutra.fpga_flows.families import FAMILIES
 from lutra.fpga_flows.multiplier_registers import absorb
 from lutra.fpga_flows.multipliers import RULES, SOFT, TIMES, spill, spilled
 from lutra.fpga_flows.steps import run_step
-from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.errors import ConfigError, ToolError
 from lutra.rtl.verilog import LIBRARY, MODULE, share_modules
 
 __all__ = ["Design", "Flow", "PlacedPath", "Placement", "Synthesis", "check_family", "check_fits", "constraints", "flat_module", "map_netlist"]
@@ -24,6 +24,10 @@ __all__ = ["Design", "Flow", "PlacedPath", "Placement", "Synthesis", "check_fami
 TOP = "top"
 LOGIC_SHARE = 0.2
 """Of a clock's period that mapping may spend on look-up tables and carry chains by its own figures; the rest is for routing, which it does not see."""
+LUT_RAM = 'attribute \\ram_style "distributed"\n'
+"""A wish of the RTL that a family without such RAM cannot grant: its registers or block RAMs take those memories."""
+CLOCK_ROUNDING = 1e-3
+"""nextpnr counts periods in whole picoseconds."""
 DEPTH = 4
 """Levels of modules below the top whose resources are told apart."""
 
@@ -119,7 +123,8 @@ def check_fits(board: Board, used: Mapping[str, float], what: str, source: str) 
     """ConfigError where a design does not fit a board, with every number; ``source``: where these come from."""
     excess = board.excess(used)
     if excess:
-        raise ConfigError(f"{what} does not fit {board.name}: " + "; ".join(map(str, excess)) + f" ({source})")
+        near = f"; a core that fits: config {board.core}" if board.core else ""
+        raise ConfigError(f"{what} does not fit {board.name}: " + "; ".join(map(str, excess)) + f" ({source}){near}")
 
 
 def map_netlist(rtlil: str, family: str, *, clock_hz: float, multipliers: float = inf, files: Mapping[str, bytes] | None = None) -> Path:
@@ -134,6 +139,8 @@ def map_netlist(rtlil: str, family: str, *, clock_hz: float, multipliers: float 
     files : that memories read
     """
     about, text = FAMILIES[family], share_modules(rtlil)
+    if not any(kind == "lutram" for kind, _ in about.kinds.values()):
+        text = text.replace(LUT_RAM, "")
     if about.spills:
         text = spill(text, TOP, multipliers)
     library = {path.name: path.read_bytes() for path in sorted(LIBRARY.glob("*.v")) if re.search(rf"\\{path.stem}\b", text)}
@@ -197,11 +204,15 @@ class Flow:
 
     def check(self) -> None:
         """Refuses a netlist that does not fit before anything is placed."""
-        check_fits(self.board, self.synthesis.used, self.what, "counted after synthesis")
+        check_fits(self.board, self.synthesis.used, self.what, f"counted after synthesis; its log: {self.synthesis.folder / 'yosys.log'}")
 
     def place(self, seed: int) -> Placement:
-        """nextpnr with one seed."""
-        self._on_step(f"place and route, seed {seed}")
+        """nextpnr with one seed.
+
+        Raises
+        ------
+        ToolError : it stopped, or took another clock for the core's (it derives that from the PLL's parameters)
+        """
         tools, pins = self._tools, f"pins.{self._tools.constraints}"
         netlist = json.dumps({"modules": {TOP: self.synthesis.module}}).encode()
         arguments = [*self.board.options, "--json", "netlist.json", f"--{tools.constraints}", pins, tools.output, tools.routed]
@@ -210,6 +221,10 @@ class Flow:
         folder = run_step("place", tools.place, arguments, inputs, [tools.routed, "report.json"])
         report = json.loads((folder / "report.json").read_text())
         used = {kind: (about["used"], about["available"]) for kind, about in report["utilization"].items() if about["used"]}
+        clocks = [one["constraint"] for one in report["fmax"].values()]
+        if not any(isclose(1e6 * clock, self.design.clock_hz, rel_tol=CLOCK_ROUNDING) for clock in clocks):
+            found = ", ".join(f"{clock:g}" for clock in clocks) or "none"
+            raise ToolError(f"place: {tools.place} must time a clock of {self.design.clock_hz / 1e6:g} MHz, not {found}")
         slowest = min(report["fmax"].values(), key=lambda one: one["achieved"] / one["constraint"])
         return Placement(seed, folder, 1e6 * slowest["achieved"], used, _slowest(report))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from lutra.hls_models.cache import kept
+from lutra.hls_models.cache import kept, rescued
 from lutra.hls_models.errors import ToolError
 
 __all__ = ["run_step"]
@@ -39,7 +39,7 @@ def run_step(step: str, program: str, arguments: Sequence[str], inputs: Mapping[
 
     Raises
     ------
-    ToolError : the tool is missing, or stopped: the last lines of its log
+    ToolError : the tool is missing, or stopped: where its log is, and the last lines of it
     """
     path, version = _program(program)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(inputs.items())}
@@ -56,7 +56,7 @@ def run_step(step: str, program: str, arguments: Sequence[str], inputs: Mapping[
         if code or missing:
             what = f"with exit code {code}" if code else f"without writing {', '.join(missing)}"
             tail = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-LOG_LINES:]
-            raise ToolError(f"{step}: {program} ended {what}: " + " | ".join(tail))
+            raise ToolError(f"{step}: {program} ended {what}; whole log: {rescued(log)}: " + " | ".join(tail))
         for name in inputs:
             (work / name).unlink()
         return [*products, log.name]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["MANIFEST", "STALE_SECONDS", "cache_root", "digest", "intact", "kept", "key_of", "only", "publish", "seal", "sweep"]
+__all__ = ["MANIFEST", "STALE_SECONDS", "cache_root", "digest", "intact", "kept", "key_of", "only", "publish", "rescued", "seal", "sweep"]
 
 MANIFEST = "manifest.json"
 STALE_SECONDS = 24 * 3600
@@ -87,6 +87,14 @@ def publish(work: Path, folder: Path) -> None:
                 folder.rename(work.with_suffix(".broken"))
             shutil.rmtree(work.with_suffix(".broken"), ignore_errors=True)
     raise ToolError(f"cannot publish a build to {folder}")
+
+
+def rescued(log: Path) -> Path:
+    """Where the log of a step that failed stays when its folder goes."""
+    kept = Path(tempfile.mkdtemp(prefix="lutra-failed-")) / log.name
+    if log.exists():
+        shutil.copy(log, kept)
+    return kept
 
 
 def sweep() -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError
 
-__all__ = ["PRESETS", "load_config", "load_named", "nearest", "parse_config", "preset_names"]
+__all__ = ["PRESETS", "load_config", "load_named", "nearest", "parse_config", "preset_names", "rule_of"]
 
 PRESETS = Path(__file__).parent / "presets"
 MAX_BYTES = 1 << 20  # a configuration is a page of text; more is a mistake or an attack
@@ -36,6 +36,13 @@ def preset_names(presets: Path = PRESETS) -> list[str]:
 def nearest(word: object, legal: Iterable[str]) -> str:
     """The legal word nearest to ``word``, or "" when none is near."""
     return next(iter(difflib.get_close_matches(str(word).lower(), list(legal), n=1, cutoff=0.5)), "")
+
+
+def rule_of(error: ValidationError) -> str:
+    """The first rule that a value breaks, in one line, with its field."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: " * bool(place) + first["msg"].removeprefix("Value error, ").replace("\n", " ")
 
 
 def load_config(name_or_path: str | Path, *models: type[C], presets: Path = PRESETS) -> C:

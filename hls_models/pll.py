@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dividers of an ECP5 PLL for a wanted clock (limits: Lattice FPGA-DS-02012, table of sysCLOCK PLL timing)."""
 
+from math import isfinite
 from typing import NamedTuple
 
 from lutra.hls_models.errors import ConfigError
@@ -36,6 +37,8 @@ def pll_settings(input_hz: float, output_hz: float, tolerance: float = 0.01) -> 
     ------
     ConfigError : none within ``tolerance``
     """
+    if not (isfinite(output_hz) and output_hz >= 1):
+        raise ConfigError(f"clock must be a number of Hz, 3.125 to 400 MHz, not {output_hz:g}")
     middle = sum(OSCILLATOR_HZ) / 2
     found: list[PllSettings] = []
     for reference in DIVIDERS:

@@ -3,11 +3,12 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lutra.hls_models.errors import ConfigError
-from lutra.inputs import DEFAULT_CONFIG, DEFAULT_MODEL, TOKENIZER, OnText, compiled, core_config, open_named, shape_of, spec_of, tokenizer
+from lutra.inputs import TOKENIZER, OnText, check_on_chip, compiled, tokenizer
 from lutra.progress import step
 from lutra.runs import open_run, update_run
 
@@ -44,6 +45,7 @@ def fpga(
         raise ConfigError(f"board {target.name} must be given the whole core and no seeds, which Vivado has none of, not {given}")
     failed = None
     with update_run(opened, command=f"fpga {name}") as draft, ExitStack() as bars:
+        draft.replaced.add(f"fpga/{name}")
 
         def on_step(title: str) -> None:
             bars.pop_all().close()
@@ -76,22 +78,27 @@ def talk(
     Parameters
     ----------
     port : a serial port of this machine, or ``sim:RUN``: the run's core simulated with its UART, bit by bit
-    run : the compiled run that the board's bitstream was made from (default: the shipped model on the shipped core)
+    run : the compiled run that the board's bitstream was made from
+    baud : of a port of this machine (default: that of the boards' bitstreams)
     others : as for ``lutra.talk.talk``
+
+    Raises
+    ------
+    ConfigError : a port without a run, or a simulated one with a run or a baud rate of its own
     """
     from lutra import talk as talking
 
     simulated = port.startswith(talking.SIMULATED)
+    if simulated and (run is not None or baud is not None):
+        raise ConfigError(f"port {port} must be given no {'run' if run is not None else 'baud rate'}: it is the simulation of its run's core and line")
     folder = port.removeprefix(talking.SIMULATED) if simulated else run
-    program = None
-    if folder is not None:
-        opened = open_run(folder)
-        spec, program = compiled(opened)
-        words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
-    else:
-        sizes = core_config(DEFAULT_CONFIG, "talk")
-        source, shape = open_named(DEFAULT_MODEL, sizes, shape_only=True)
-        spec = spec_of(sizes, shape_of(shape))
-        words = tokenizer(source or Path(DEFAULT_MODEL), spec.shape.vocabulary)
-    line = talking.open_port(port, spec, program, baud or talking.BAUD)
+    if folder is None:
+        raise ConfigError(f"port {port} must be given a run with --run: the one whose bitstream the board holds; or talk to a simulation: --port sim:RUN")
+    if baud is not None and not (isfinite(baud) and baud >= 1):
+        raise ConfigError(f"baud must be at least 1, not {baud:g}; that of the boards' bitstreams: {talking.BAUD:,}")
+    opened = open_run(folder)
+    spec, program = compiled(opened)
+    check_on_chip(spec, "a serial line")
+    words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
+    line = talking.open_port(port, spec, program, talking.BAUD if baud is None else baud)
     return talking.talk(line, spec, words, prompts, tokens=tokens, on_text=on_text, on_notice=on_notice, patient=patient)

@@ -249,10 +249,10 @@ def fpga(
     print(f"\n{folder}: {found.bitstream}, report.json, logs")
 
 
-@app.command(epilog=_examples("lutra talk --port /dev/ttyUSB0", "lutra talk --port sim:runs/tiny --tokens 16 --prompt ROMEO:"))
+@app.command(epilog=_examples("lutra talk --port /dev/ttyUSB0 --run runs/board", "lutra talk --port sim:runs/tiny --tokens 16 --prompt ROMEO:"))
 def talk(
     port: Annotated[str, typer.Option("--port", "-p", metavar="PORT|sim:RUN", help="A serial port, or a compiled run whose RTL is simulated with its UART.")],
-    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The run that the board holds.", show_default="the shipped model")] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The run whose bitstream the board holds; not of sim:RUN.")] = None,
     prompts: Annotated[list[str] | None, typer.Option("--prompt", help="What to say; may be given several times.", show_default="lines that are typed")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.", min=1)] = 64,
     baud: Annotated[float | None, typer.Option(help="Bits per second.", show_default="the boards' 1,000,000")] = None,

@@ -4,14 +4,14 @@
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from lutra import engine
 from lutra.cosim.core import hex_image
@@ -21,12 +21,13 @@ from lutra.fpga_flows.flow import Design, Flow, Placement, Synthesis, check_fami
 from lutra.fpga_flows.least import least
 from lutra.hls_models.config import Config
 from lutra.hls_models.errors import ConfigError, ToolError
-from lutra.hls_models.load import nearest
+from lutra.hls_models.load import nearest, rule_of
 from lutra.hls_models.pll import PllSettings, pll_settings
 from lutra.hls_models.ternary.core import CoreSpec
-from lutra.hls_models.ternary.ecp5 import board_resources, stored
+from lutra.hls_models.ternary.ecp5 import block_predictions, board_resources, stored
 from lutra.hls_models.ternary.program import Program
 from lutra.hls_models.uart import UartConfig
+from lutra.inputs import check_on_chip
 from lutra.rtl.board.top import BlockPins, BoardTop
 from lutra.rtl.link.system import LinkedSystem, SerialLink
 from lutra.rtl.ternary.system import OnChipSystem
@@ -41,8 +42,14 @@ MEMORY = "memory.hex"
 CONTEXT = 256
 """Context for which the tokens per second are given."""
 REPORT = "report.json"
+BLOCKS_SHOWN = 12
+"""On a terminal, the largest first; report.json has all."""
 SURE = 0.85
 """Of the logic that the resource model predicts, what a core takes surely: several times the model's stated error below it."""
+BLOCK_SURE = 0.5
+"""The same of a block alone: of the smallest ones the model, fitted to whole cores, predicts up to 1.6 times what they take."""
+MODELLED = {"tlmm": "linear"}
+"""Blocks that the resource model calls otherwise."""
 
 
 class TooSlowError(ToolError):
@@ -85,30 +92,39 @@ class _Target:
     block: str
     clock_hz: float
     pll: PllSettings | None
+    uart: UartConfig
 
     @property
     def name(self) -> str:
         return f"{self.board.name}-{self.block}"
 
 
-def _target(board: str | Path, block: str, clock_hz: float) -> _Target:
+def _target(spec: CoreSpec, board: str | Path, block: str, clock_hz: float | None) -> _Target:
     found = load_board(board)
     check_family(found)
     if block not in BLOCKS:
         near = nearest(block, BLOCKS)
         raise ConfigError(f"block must be one of {', '.join(BLOCKS)}, not {block!r}" + (f"; nearest: {near}" if near else ""))
-    # Without a PLL the oscillator is the clock.
-    pll = pll_settings(found.clock_hz, clock_hz) if found.family == "ecp5" else None
-    return _Target(found, block, pll.output_hz if pll else found.clock_hz, pll)
+    if block == CORE:
+        check_on_chip(spec, f"board {found.name}")
+    pll = None
+    if found.family == "ecp5":
+        pll = pll_settings(found.clock_hz, spec.config.clock_hz if clock_hz is None else clock_hz)
+    elif clock_hz not in (None, found.clock_hz):
+        raise ConfigError(f"board {found.name} has no PLL: its clock must be that of its oscillator, {found.clock_hz:g} Hz, not {clock_hz:g}")
+    clock = pll.output_hz if pll else found.clock_hz
+    try:
+        return _Target(found, block, clock, pll, UartConfig(clock_hz=clock, baud=found.baud))
+    except ValidationError as error:
+        raise ConfigError(f"board {found.name} at {clock:g} Hz: {rule_of(error)}") from None
 
 
 def _top(target: _Target, spec: CoreSpec, beats: int) -> BoardTop:
-    uart = UartConfig(clock_hz=target.clock_hz, baud=target.board.baud)
     system: Any
     if target.block == CORE:
-        system = LinkedSystem(OnChipSystem(spec, beats=beats, file=MEMORY), uart)
+        system = LinkedSystem(OnChipSystem(spec, beats=beats, file=MEMORY), target.uart)
     elif target.block == LINK:
-        system = BlockPins(SerialLink(uart, context=spec.shape.context, vocabulary=spec.shape.vocabulary))
+        system = BlockPins(SerialLink(target.uart, context=spec.shape.context, vocabulary=spec.shape.vocabulary))
     else:
         module, name = engine.BLOCKS[target.block]
         system = BlockPins(getattr(import_module(f"lutra.rtl.ternary.{module}"), name)(config=getattr(spec, target.block)))
@@ -119,7 +135,7 @@ def _top(target: _Target, spec: CoreSpec, beats: int) -> BoardTop:
 def _design(target: _Target, spec: CoreSpec, program: Program) -> Design:
     """The board's top, from the cache where it is there."""
     description = ["fpga", target.block, target.board.model_dump(mode="json"), target.clock_hz, program.beats, spec.model_dump(mode="json")]
-    text = kept_texts(description, lambda: {"rtlil": emit_rtlil(_top(target, spec, program.beats), "top")})["rtlil"]
+    text = kept_texts(description, lambda: {"rtlil": emit_rtlil(_top(target, spec, program.beats), "top")}, __file__)["rtlil"]
     return Design(text, target.clock_hz, {MEMORY: hex_image(program)} if target.block == CORE else {})
 
 
@@ -141,7 +157,7 @@ def build(
     block : one of ``BLOCKS``: the whole core with its memories and the serial link, or a part behind registers at two pins
     seeds : placements, side by side on the machine's cores, of which the fastest is packed
     clock_hz : of the core (default: the configuration's); a board without PLL runs at its oscillator's
-    on_step : called with each step's name as it begins
+    on_step : called with each step's name as it begins, and as placements end
 
     Raises
     ------
@@ -149,12 +165,15 @@ def build(
     ToolError : a tool stopped
     TooSlowError : no placement reaches the clock; the report is written first
     """
-    target = _target(board, block, clock_hz or spec.config.clock_hz)
+    target = _target(spec, board, block, clock_hz)
     what = f"{spec.config.name} for {spec.shape.name}" if block == CORE else f"block {block} of {spec.config.name}"
     predicted: dict[str, float] = {}
     if block == CORE:
         known = dict(least(spec, program.beats, target.board.family))
         check_fits(target.board, known, what, "its memories alone")
+    elif modelled := block_predictions(spec, target.board.family).get(MODELLED.get(block, block)):
+        source = f"{100 * BLOCK_SURE:.0f} % of what the resource model predicts"
+        check_fits(target.board, {kind: BLOCK_SURE * count for kind, count in modelled.items()}, what, source)
     on_step("RTL")
     flow = Flow(target.board, _design(target, spec, program), what=what, on_step=on_step)
     if block == CORE:
@@ -176,8 +195,13 @@ def build(
         shutil.copy(placement.folder / "place.log", folder / f"place-{seed}.log")
         return placement
 
+    on_step(f"place and route, {seeds} seed{'s' if seeds > 1 else ''}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        placements = list(pool.map(place, range(1, seeds + 1)))
+        placing = [pool.submit(place, seed) for seed in range(1, seeds + 1)]
+        for done, _ in enumerate(as_completed(placing), 1):
+            if done < seeds:
+                on_step(f"place and route, {done} of {seeds} seeds done")
+        placements = [one.result() for one in placing]
     best = max(placements, key=lambda one: one.fmax_hz)
     fast = best.fmax_hz >= target.clock_hz
     bitstream = None
@@ -198,7 +222,7 @@ def build(
 
 def synthesis(spec: CoreSpec, program: Program, board: str | Path, *, clock_hz: float | None = None) -> Synthesis:
     """The whole core's netlist for a board and what it takes there, from the cache where ``build`` has made it; whether it fits or not."""
-    target = _target(board, CORE, clock_hz or spec.config.clock_hz)
+    target = _target(spec, board, CORE, clock_hz)
     return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis
 
 
@@ -248,11 +272,21 @@ def _report(
 
 def table(report: FpgaReport) -> str:
     """A report as lines for a terminal."""
-    lines = [f"{report.block} on {report.board}, clock {report.clock_hz / 1e6:g} MHz", ""]
-    lines += [f"{kind:14s}{used:>8,} of {total:>8,}  {100 * used / total:5.1f} %" for kind, (used, total) in report.placed.items()]
+    lines = [f"{report.block} on {report.board}, clock {report.clock_hz / 1e6:g} MHz", "", f"{'after synthesis':16s}{'used':>8s}    {'of':>8s}"]
+    for kind, count in report.used.items():
+        of = f" of {report.available[kind]:>8,.0f}  {100 * count / report.available[kind]:5.1f} %" if kind in report.available else ""
+        lines.append(f"{kind:16s}{count:>8,.0f}{of}" + (f", predicted {report.predicted[kind]:,.0f}" if kind in report.predicted else ""))
+    lines += ["", f"{'placed':16s}{'used':>8s}    {'of':>8s}"]
+    lines += [f"{kind:16s}{used:>8,} of {total:>8,}  {100 * used / total:5.1f} %" for kind, (used, total) in report.placed.items()]
+    kinds = [kind for kind in report.available if kind in report.used]
+    blocks = sorted(report.blocks.items(), key=lambda one: -one[1]["lut"])[:BLOCKS_SHOWN]
+    wide = max([16, *(len(name) for name, _ in blocks)])
+    lines += ["", f"{'block, all in it':{wide}s}" + "".join(f"{kind:>9s}" for kind in kinds)]
+    lines += [f"{name:{wide}s}" + "".join(f"{used.get(kind, 0):>9,.0f}" for kind in kinds) for name, used in blocks]
     lines.append("")
     for one in report.seeds:
         lines.append(f"seed {one.seed:<3d} {one.fmax_hz / 1e6:7.2f} MHz  {one.logic_ns:.2f} ns logic, {one.routing_ns:.2f} ns routing in {one.path_block}")
-    lines.append(f"median   {report.fmax_median_hz / 1e6:7.2f} MHz")
+    spread = [one.fmax_hz / 1e6 for one in report.seeds]
+    lines.append(f"median   {report.fmax_median_hz / 1e6:7.2f} MHz, {min(spread):.2f} to {max(spread):.2f}")
     lines += [f"tokens/s at context {context}: {value:,.0f}" for context, value in report.tokens_per_second.items()]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lutra.hls_models.errors import ConfigError, LutraError, ModelError
-from lutra.hls_models.load import load_config, nearest
+from lutra.hls_models.load import load_config, nearest, rule_of
 from lutra.hls_models.pim.config import PimConfig
 from lutra.hls_models.pim.timing import load_timing
 from lutra.hls_models.ternary.config import CoreConfig
@@ -226,9 +226,13 @@ def spec_of(config: CoreConfig, shape: Any) -> "CoreSpec":
     try:
         return CoreSpec(config=config, shape=shape)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        rule = first["msg"].removeprefix("Value error, ").replace("\n", " ")
-        raise ConfigError(f"config {config.name} for {shape.name}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{rule}") from None
+        raise ConfigError(f"config {config.name} for {shape.name}: {rule_of(error)}") from None
+
+
+def check_on_chip(spec: "CoreSpec", where: str) -> None:
+    """ConfigError where a core's memory is not within it."""
+    if spec.config.memory is not None:
+        raise ConfigError(f"config {spec.config.name} must have no shared memory for {where}, which holds the model on the chip; nearest: tiny-ulx3s")
 
 
 def compiled(run: Run) -> tuple["CoreSpec", "Program"]:

@@ -227,7 +227,7 @@ class Conversation:
         self._device = device
         self.ids: list[int] = []
         """Everything said, in order."""
-        self._cached = 0
+        self._cached, self._lost = 0, False
 
     @property
     def room(self) -> int:
@@ -244,10 +244,15 @@ class Conversation:
         self._check(prompt, wanted)
         said, restarts = len(self.ids), 0
         self.ids += prompt
-        end = len(self.ids) + wanted
+        answer, end = len(self.ids), len(self.ids) + wanted
         while True:
             begun = len(self.ids)
             try:
+                if self._lost:
+                    self._device.connect()
+                    self._lost = False
+                    if begun > answer and (begun == end or self.ids[-1] == stop):
+                        return
                 self._device.start(self.ids[self._cached :], end - begun, position=self._cached, stop=stop)
                 for token in self._device.tokens(begun):
                     self.ids.append(token)
@@ -255,17 +260,18 @@ class Conversation:
                 self._cached = len(self.ids) - 1  # the last one has been chosen, not computed
                 return
             except RestartedError:
+                self._cached, self._lost = 0, True
                 restarts += 1
                 if restarts == ATTEMPTS:
+                    del self.ids[said:]
                     raise
                 self._device.notice("the device was reset: what was said so far is computed again")
-                self._device.connect()
-                self._cached = 0
-                if self.ids[begun:] and (len(self.ids) == end or self.ids[-1] == stop):
-                    return
             except (GeneratorExit, KeyboardInterrupt):
-                self.ids += self._device.abort(begun, len(self.ids) - begun)
-                self._cached = len(self.ids) - 1
+                try:
+                    self.ids += self._device.abort(begun, len(self.ids) - begun)
+                    self._cached = len(self.ids) - 1
+                except RestartedError:
+                    self._cached, self._lost = 0, True
                 raise
             except LutraError:
                 del self.ids[said:]

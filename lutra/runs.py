@@ -80,6 +80,8 @@ class Draft:
     path: Path
     seeds: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)
+    """Folders whose earlier files go."""
 
     def write_report(self, report: Report) -> None:
         """Writes report.json."""
@@ -144,13 +146,14 @@ def create_run(out: str | Path, *, command: str, config: Config) -> Iterator[Dra
 def update_run(run: Run, *, command: str) -> Iterator[Draft]:
     """Adds files to an existing run: written aside, moved in when the body is through, the manifest last.
 
-    Files of the run that the body does not write stay; when it raises, the run is as before.
+    Files of the run that the body does not write stay, but for those in folders that it replaces; when it raises, the run is as before.
     """
     with _staging(run.path) as stage, _clock() as times:
         draft = Draft(stage, seeds=dict(run.manifest.seeds), inputs=dict(run.manifest.inputs))
         yield draft
         new = {_name(path, stage): path for path in sorted(stage.rglob("*")) if path.is_file()}
-        files = {**run.manifest.files, **{name: file_hash(path) for name, path in new.items()}}
+        gone = {name for name in run.manifest.files if name not in new and any(name.startswith(f"{folder}/") for folder in draft.replaced)}
+        files = {name: one for name, one in run.manifest.files.items() if name not in gone} | {name: file_hash(path) for name, path in new.items()}
         commands = [entry for entry in run.manifest.commands if entry != command] + [command]
         manifest = run.manifest.model_copy(
             update={
@@ -167,6 +170,8 @@ def update_run(run: Run, *, command: str) -> Iterator[Draft]:
             os.replace(path, run.path / name)
         _dump(manifest, stage / MANIFEST)
         os.replace(stage / MANIFEST, run.path / MANIFEST)
+        for name in gone:
+            (run.path / name).unlink(missing_ok=True)
 
 
 def open_run(path: str | Path, *, verify: bool = True) -> Run:

@@ -76,9 +76,9 @@ class SerialPort:
             raise ToolError(f"{self._name}: the serial port failed ({error}); was it unplugged?") from None
 
 
-def open_port(name: str, spec: "CoreSpec", program: "Program | None", baud: float = BAUD) -> Port:
+def open_port(name: str, spec: "CoreSpec", program: "Program", baud: float = BAUD) -> Port:
     """A serial port by its name, or with ``sim:`` the simulation of a core and its program."""
-    if not name.startswith(SIMULATED) or program is None:
+    if not name.startswith(SIMULATED):
         return SerialPort(name, baud)
     from lutra.cosim.serial import SimulatedPort
 

@@ -12,6 +12,7 @@ from lutra.exploration.fit import counter, fit_of, refusal
 from lutra.fpga_flows.boards import Board
 from lutra.fpga_flows.devices import load_device
 from lutra.fpga_flows.families import FAMILIES
+from lutra.fpga_flows.vivado import interfaces, project
 from lutra.fpga_flows.vivado.interfaces import IpTop
 from lutra.fpga_flows.vivado.project import Facts, check_ports, project_files, top_of, without_primitives
 from lutra.hls_models.config import Config
@@ -25,6 +26,8 @@ __all__ = ["ProjectReport", "build", "table"]
 CORE = "core"
 CONTEXT = 256
 """Context for which the tokens per second are given."""
+MMCM_HZ = (6.25e6, 725e6)
+"""Output of an MMCM at 0.72 V, speed grade -2 (AMD DS925, MMCM specification)."""
 REPORT = "report.json"
 
 
@@ -52,9 +55,9 @@ def build(
     ------
     ConfigError : the core does not fit the board, with the numbers, before anything is written
     """
-    clock = clock_hz or spec.config.clock_hz
-    if clock <= 0:
-        raise ConfigError(f"clock must be above 0 Hz, not {clock:g}")
+    clock = spec.config.clock_hz if clock_hz is None else clock_hz
+    if not MMCM_HZ[0] <= clock <= MMCM_HZ[1]:
+        raise ConfigError(f"clock of {clock:g} Hz must be one that the board's MMCM makes, {MMCM_HZ[0] / 1e6:g} to {MMCM_HZ[1] / 1e6:g} MHz")
     assert board.vivado is not None  # a board's own rule
     check_ports(board, spec)
     device = load_device(board.device or board.name)
@@ -96,7 +99,7 @@ def _verilog(spec: CoreSpec, primitives: frozenset[str]) -> tuple[IpTop, str]:
     def make() -> dict[str, str]:
         return {"verilog": from_rtlil(share_modules(emit_rtlil(top, about.name, ports=top.ports)))}
 
-    verilog = kept_texts(["vivado", about.name, spec.model_dump(mode="json")], make)["verilog"]
+    verilog = kept_texts(["vivado", about.name, spec.model_dump(mode="json")], make, __file__, interfaces.__file__, project.__file__)["verilog"]
     spare(top)
     return about, without_primitives(verilog, primitives)
 

@@ -218,6 +218,36 @@ def test_the_reset_button_in_the_middle_of_an_answer(port: SimulatedPort, spec: 
     assert list(conversation.say(PROMPTS[2], WANTED)) == expected[2]
 
 
+class Pressed:
+    """A port whose reset button is pressed once more when the host, after a reset, asks what the device is."""
+
+    def __init__(self, port: SimulatedPort) -> None:
+        self.byte_s, self.latency_s, self.armed = port.byte_s, port.latency_s, False
+        self._port, self.read, self.close = port, port.read, port.close
+
+    def write(self, data: bytes) -> None:
+        self._port.write(data)
+        if self.armed and any(isinstance(one, Packet) and one.type == PacketType.READ for one in Decoder().feed(data)):
+            self.armed = False
+            self._port.press_reset()
+
+
+def test_a_reset_while_the_host_connects_again(port: SimulatedPort, spec: CoreSpec, program: Program) -> None:
+    notices: list[str] = []
+    line = Pressed(port)
+    device = Device(line, notices.append)
+    device.connect()
+    conversation, found, expected = Conversation(device), [], answers(spec, program, PROMPTS[:2])
+    for token in conversation.say(PROMPTS[0], WANTED):
+        found.append(token)
+        if len(found) == 2:
+            line.armed = True
+            port.press_reset()
+    assert found == expected[0] and not line.armed
+    assert notices.count("the device was reset: what was said so far is computed again") == 2
+    assert list(conversation.say(PROMPTS[1], WANTED)) == expected[1]
+
+
 def test_another_host_in_the_middle_of_an_answer(port: SimulatedPort, spec: CoreSpec, program: Program) -> None:
     first = Device(port, print)
     first.connect()
@@ -326,3 +356,15 @@ def test_the_command(run: Path, spec: CoreSpec, program: Program, capsys: pytest
     out, err = capsys.readouterr()
     assert caught.value.code == 0 and out.startswith("".join(ALPHABET[token] for token in expected[0]))
     assert "link: prompt of 60 tokens and 4 more must fit: 30 of 40 tokens of context are left" in err
+    for given, message in (
+        (
+            ["--port", "/dev/none"],
+            "port /dev/none must be given a run with --run: the one whose bitstream the board holds; or talk to a simulation",
+        ),
+        (["--port", f"sim:{run}", "--run", str(run)], "must be given no run: it is the simulation of its run's core and line"),
+        (["--port", f"sim:{run}", "--baud", "9600"], "must be given no baud rate"),
+        (["--port", "/dev/none", "--run", str(run), "--baud", "nan"], "baud must be at least 1, not nan; that of the boards' bitstreams: 1,000,000"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["talk", *given, "--prompt", "a"])
+        assert caught.value.code == 2 and message in capsys.readouterr().err.replace("\n", " ")

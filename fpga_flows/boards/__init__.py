@@ -65,7 +65,8 @@ class Board(Config):
     baud: float = Field(1e6, gt=0, description="of the serial line")
     device: str | None = Field(None, description="shipped device whose totals these are")
     totals: dict[Literal["lut", "ff", "ram4k", "dsp"], float] | None = Field(None, description="totals of an FPGA that is no shipped device")
-    limit: float = Field(0.95, gt=0, le=1, description="share of the look-up tables with which placement still comes to an end")
+    limit: float = Field(0.95, gt=0, le=1, description="share of the look-up tables with which placement and routing still come to an end")
+    core: str | None = Field(None, description="shipped configuration whose whole core fits")
     pins: dict[Role, Pin]
     vivado: VivadoBoard | None = Field(None, description="of an FPGA that only the vendor's tools route")
 
@@ -89,8 +90,15 @@ class Board(Config):
     def _whole(self) -> "Board":
         if (self.device is None) == (self.totals is None):
             raise ValueError("device or totals must be given, and not both")
-        if self.family in OPEN_FAMILIES and "clk" not in self.pins:
-            raise ValueError("pins must have clk")
+        needed: tuple[Role, ...] = ("clk", "rx", "tx")
+        lacking = [role for role in needed if role not in self.pins]
+        if self.family in OPEN_FAMILIES and lacking:
+            raise ValueError(f"pins must have {' and '.join(lacking)}")
+        for role, pin in self.pins.items():
+            if role in needed and pin.inverted:
+                raise ValueError(f"pins.{role}.inverted must be false: a serial line rests high, and a clock has no sense")
+            if self.family == "ice40" and pin.pull == "down":
+                raise ValueError(f"pins.{role}.pull must be none or up: family ice40 has no other")
         if self.family not in OPEN_FAMILIES and self.vivado is None:
             raise ValueError(f"vivado must be given: no open tools route family {self.family}")
         return self

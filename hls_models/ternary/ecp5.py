@@ -16,7 +16,7 @@ from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.resources import block_configs, block_resources
 from lutra.hls_models.ternary.sizing import block_ram, total
 
-__all__ = ["DATA", "FITTED", "RAM_PLACES", "board_resources", "features", "stored"]
+__all__ = ["DATA", "FITTED", "RAM_PLACES", "block_predictions", "board_resources", "features", "stored"]
 
 DATA = Path(__file__).parent / "ecp5.json"
 FITTED = ("logic", "ff")
@@ -45,6 +45,17 @@ def features(spec: CoreSpec) -> dict[str, dict[str, float]]:
             "bram18": rams.get("DP16KD", 0),
         }
     return out
+
+
+def block_predictions(spec: CoreSpec, family: str) -> dict[str, dict[str, float]]:
+    """Places of look-up tables, flip-flops and block RAMs by block. On an iCE40, for which nothing is fitted, a table of six inputs counts as one of four."""
+    found, ratios = features(spec), stored()["blocks"]
+    if family == "ice40":
+        return {block: {"lut": one["logic"], "ff": one["ff"]} for block, one in found.items()}
+    return {
+        block: {"lut": ratios[block]["logic"] * one["logic"] + one["ram"], "ff": ratios[block]["ff"] * one["ff"], "bram18": one["bram18"]}
+        for block, one in found.items()
+    }
 
 
 def board_resources(spec: CoreSpec, beats: int, fit: Mapping[str, Any] | None = None) -> dict[str, float]:
