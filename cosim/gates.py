@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In
 from lutra.hls_models.errors import ToolError
 from lutra.rtl.verilog import spare
 
-__all__ = ["CELLS", "Gates", "board_level", "cell_models", "gate_level"]
+__all__ = ["CELLS", "Gates", "board_level", "board_main", "cell_models", "gate_level"]
 
 CELLS = Path(__file__).parent / "cells"
 PORTS_OF_CONTENTS = {"LUT4": ("INIT",)}
@@ -103,15 +103,18 @@ def _connections(cell: Mapping[str, Any], bit: Any) -> Iterator[str]:
 
 
 def board_level(module: Mapping[str, Any], *, inverted: bool) -> str:
-    """A board's netlist as the top of ``lutra.cosim.serial``'s main program, with its cells' models: ``rst`` is the reset button, ``inverted`` where it is
-    active when low, and the outputs but ``tx`` are open."""
+    """A board's netlist as the top of ``lutra.cosim.serial``'s main program, with its cells' models."""
     kinds = {cell["type"] for cell in module["cells"].values()}
-    top = f"""
+    return cell_models(kinds) + gate_level(module, "board") + board_main(inverted=inverted)
+
+
+def board_main(*, inverted: bool) -> str:
+    """The top around a module ``board``: ``rst`` is the reset button, ``inverted`` where it is active when low, and the outputs but ``tx`` are open."""
+    return f"""
 module top (input clk, rst, rx, output tx);
   board board (.clk(clk), .rx(rx), .tx(tx), .reset({"~" if inverted else ""}rst));
 endmodule
 """
-    return cell_models(kinds) + gate_level(module, "board") + top
 
 
 class Gates(wiring.Component):

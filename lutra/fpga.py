@@ -220,9 +220,9 @@ def build(
     return report
 
 
-def synthesis(spec: CoreSpec, program: Program, board: str | Path, *, clock_hz: float | None = None) -> Synthesis:
-    """The whole core's netlist for a board and what it takes there, from the cache where ``build`` has made it; whether it fits or not."""
-    target = _target(spec, board, CORE, clock_hz)
+def synthesis(spec: CoreSpec, program: Program, board: str | Path, *, block: str = CORE, clock_hz: float | None = None) -> Synthesis:
+    """The netlist for a board and what it takes there, from the cache where ``build`` has made it; whether it fits or not."""
+    target = _target(spec, board, block, clock_hz)
     return Flow(target.board, _design(target, spec, program), what=spec.config.name).synthesis
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Netlists after synthesis for an ECP5, simulated with own models of its cells: every model against the RTL that its cell came from, a block against golden."""
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,25 @@ from amaranth import C, Cat, Module, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from smallest import CONFIG, SHAPE
 
-from lutra.cosim import gates
+from lutra import fpga
+from lutra.cosim import gates, serial, simulator
 from lutra.cosim.benches import tlmm as benches
 from lutra.cosim.harness import Bench, Stimulus
+from lutra.fpga_flows.boards import load_board
 from lutra.fpga_flows.flow import flat_module, map_netlist
 from lutra.hls_models.errors import ToolError
+from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.executor import Executor
 from lutra.hls_models.ternary.tlmm import TlmmConfig
+from lutra.hls_models.uart import UartConfig
+from lutra.link import Conversation, Device
+from lutra.mapping.lower import compile_model
+from lutra.mapping.model import TernaryModel
+from lutra.rtl.board.top import BlockPins, BoardTop
 from lutra.rtl.ternary.tlmm import Tlmm
-from lutra.rtl.verilog import emit_rtlil
+from lutra.rtl.verilog import emit_rtlil, from_rtlil, share_modules
 
 MEMORIES = ((1, 16384), (2, 8192), (4, 4096), (9, 2048), (18, 1024), (36, 512))
 OUTPUT_BITS = 5 * 36 + 18 + 19 + 1 + 1 + 1 + 6 + 4 + sum(width for width, _ in MEMORIES)
@@ -125,6 +136,44 @@ def test_a_block_of_gates_equals_golden_values_and_cycles(seed: int) -> None:
     made.add("c0", gates.Gates(Tlmm(config=config), "tlmm_gates"))
     made.build()
     assert benches.check(made, {"c0": config}, seed) > 100
+
+
+def test_a_board_of_gates_does_what_its_rtl_does(rng: np.random.Generator) -> None:
+    """All of a board's bitstream through its pins, clock by clock: PLL, reset, button and a block."""
+    spec, program = CoreSpec(config=CONFIG, shape=SHAPE), compile_model(TernaryModel.random(SHAPE, 1), CONFIG)
+    board = load_board("ulx3s-85f")
+    top = BoardTop(BlockPins(Tlmm(config=spec.tlmm)), pins=list(board.pins), inverted=frozenset({"reset"}))
+    rtl = from_rtlil(share_modules(emit_rtlil(top, "board"))) + gates.board_main(inverted=True)
+    programs = {
+        "rtl": simulator.build_program(rtl, lambda: rtl, serial.MAIN),
+        "gates": serial.build_gates(fpga.synthesis(spec, program, "ulx3s-85f", block="tlmm").module, inverted_reset=True),
+    }
+    sent = [rng.bytes(400) for _ in range(3)]
+    found = {}
+    for name, built in programs.items():
+        with closing(serial.SimulatedPort(spec, program, design=(built, serial.serial_line(spec)))) as port:
+            came = []
+            for data in sent:
+                port.write(data)
+                while byte := port.read(1000 * port.byte_s):
+                    came.append((port.clock, byte))
+                port.press_reset()
+            found[name] = came
+    assert found["gates"] == found["rtl"]
+    assert len(found["rtl"]) > 50 and len({byte for _, byte in found["rtl"]}) > 8
+
+
+@pytest.mark.soak
+def test_a_whole_core_of_gates_writes_the_golden_tokens() -> None:
+    spec, program = CoreSpec(config=CONFIG, shape=SHAPE), compile_model(TernaryModel.random(SHAPE, 1), CONFIG)
+    board, prompt, wanted = load_board("ulx3s-85f"), [3, 1, 4], 3
+    built = serial.build_gates(fpga.synthesis(spec, program, board.name).module, inverted_reset=True)
+    notices: list[str] = []
+    with closing(serial.SimulatedPort(spec, program, design=(built, UartConfig(clock_hz=spec.config.clock_hz, baud=board.baud)))) as port:
+        device = Device(port, notices.append)
+        device.connect(config_hash=spec.hash)
+        found = list(Conversation(device).say(prompt, wanted))
+    assert found == [done.token for done in Executor(spec, program).generate(prompt, wanted) if done.token is not None] and not notices
 
 
 def test_a_cell_without_a_model() -> None:

@@ -90,7 +90,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(run: Run, tmp_p
         api.fpga(alone.path, "kv260")
     for one in (large, many, alone):
         assert not (one.path / "fpga").exists()
-    for given, what in (({"block": "tlmm"}, "block tlmm"), ({"seeds": 3}, "3 seeds"), ({"clock_hz": -1.0}, r"clock must be above 0 Hz, not -1")):
+    for given, what in (
+        ({"block": "tlmm"}, "block tlmm"),
+        ({"seeds": 3}, "3 seeds"),
+        *(({"clock_hz": clock}, r"must be one that the board's MMCM makes, 6.25 to 725 MHz") for clock in (-1.0, 0.0, float("nan"), 1e15)),
+    ):
         with pytest.raises(ConfigError, match=what):
             api.fpga(run.path, "kv260", **given)  # type: ignore[arg-type]
     assert program.image is not None
