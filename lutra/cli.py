@@ -142,7 +142,7 @@ def explore(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Searches array, lanes, buffers and ports under a device's resources; prints the Pareto front."""
+    """Searches array, lanes, buffers and ports under a device's resources; prints the Pareto front. Ports move no more than the peak of the device's memory."""
     from lutra import api
 
     found = api.explore(

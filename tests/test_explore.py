@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import random
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from lutra import api
 from lutra.exploration import search
 from lutra.exploration.evaluate import Figures, Task, evaluate, kept
-from lutra.exploration.fit import Used, counter, fit_of, refusal
+from lutra.exploration.fit import Used, check_fit, counter, fit_of, refusal
 from lutra.exploration.goals import Goal, bound_of
 from lutra.exploration.output import plot, table
 from lutra.exploration.search import Exploration, front_of
@@ -25,6 +26,8 @@ from lutra.hls_models.load import load_config
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
+from lutra.hls_models.ternary.memory import MemoryConfig
+from lutra.mapping.catalogue import open_model
 
 SHAPE = ModelShape(name="small", hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=96, vocabulary=40, context=64, activation="relu2")
 SPACE: dict[str, list[Any]] = {
@@ -212,6 +215,50 @@ def test_a_core_that_does_not_fit_is_told_the_nearest_that_does(base: CoreConfig
     assert text.startswith("config base for small does not fit board: lut 2,600 of 1,700 (85 % of 2,000), 900 too many; nearest that fits: ")
     assert "tables 4" in text or "columns 4" in text
     assert "nothing near it fits" in refusal(spec, device(totals={"lut": 100}), fit_of(spec, device(totals={"lut": 100}), count), count)
+
+
+def kv260(**memory: int) -> CoreConfig:
+    values = load_config("kv260", CoreConfig).model_dump()
+    values["memory"] |= memory
+    return CoreConfig.model_validate(values | {"beat_bytes": 16 * values["memory"]["ports"]})
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("ports", "rate", "asked"), [(4, (1, 1), 16.0e9), (5, (24, 25), 20.0e9), (6, (4, 5), 24.0e9)])
+def test_ports_move_what_the_memory_can(ports: int, rate: tuple[int, int], asked: float) -> None:
+    board, shape = load_device("kv260"), open_model("bitnet-0.73b")
+    assert board.peak == 19.2e9 and isinstance(shape, ModelShape)
+    space = Space({"ports": [4, 5, 6], "key_tile": [32, 64]}, kv260(), shape, board.peak)
+    held = space.config((ports, 32))
+    assert held and held.memory and (held.memory.rate_numerator, held.memory.rate_denominator) == rate
+    assert held.memory.bandwidth(held.clock_hz) == min(asked, board.peak)
+    # from a core that is at the peak itself, others are not held at its share of clocks
+    there = Space(space.sizes, kv260(ports=6, rate_numerator=4, rate_denominator=5), shape, board.peak).config((ports, 32))
+    assert there and there.memory == held.memory
+
+    taken = check_fit(CoreSpec(config=kv260(ports=ports), shape=shape))
+    assert taken
+    fit, line = taken
+    assert [one.used for one in fit.excess if one.kind == "bytes per second of memory"] == [asked] * (asked > board.peak)
+    if line:
+        assert f"bytes per second of memory {asked:,.0f} of 19,200,000,000 (all there are)" in line
+        assert f"nearest that fits: {'tables 28, ' if ports == 6 else ''}rate_numerator {rate[0]}, rate_denominator {rate[1]} (" in line
+    assert not any(one.kind == "bytes per second of memory" for one in fit_of(CoreSpec(config=held, shape=shape), board, counter(board)).excess)
+
+
+@pytest.mark.smoke
+def test_a_rate_that_is_held_is_the_next_lower_one() -> None:
+    generator = random.Random(3)
+    for _ in range(300):
+        clock, period = generator.randrange(1, 400) * 1e6, generator.choice([0, 1950])
+        base = MemoryConfig(ports=generator.randint(1, 8), rate_numerator=7, rate_denominator=8, refresh_period=period, refresh_window=88 if period else 0)
+        limit = generator.uniform(0.05, 1.5) * base.bandwidth(clock)
+        held = base.at_most(limit, clock)
+        assert held.bandwidth(clock) <= limit + 1 and held.at_most(limit, clock) == held
+        if limit >= base.bandwidth(clock):
+            assert held is base
+        else:
+            assert held.bandwidth(clock) > limit - base.bandwidth(clock) / base.share / 1024
 
 
 @pytest.mark.smoke

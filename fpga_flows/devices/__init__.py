@@ -22,8 +22,8 @@ class DeviceMemory(Config):
     """The memory beside the FPGA."""
 
     bytes: float = Field(gt=0, description="what model, keys and values may fill")
-    peak_bytes_per_second: float = Field(gt=0, description="of the memory's pins")
-    proven_bytes_per_second: float = Field(gt=0, description="reached by a published design")
+    peak_bytes_per_second: float = Field(gt=0, description="of the memory's pins; a core that asks for more does not fit")
+    proven_bytes_per_second: float = Field(gt=0, description="reached by a published design; what is above is a bound that nobody has shown")
     proven_by: str
 
 
@@ -53,12 +53,18 @@ class Device(Config):
     memory: DeviceMemory | None = None
     space: dict[str, list[Choice]] = Field(description="what a search varies, and the values that it tries")
 
-    def excess(self, used: Mapping[str, float], memory_bytes: float = 0, limit: float | None = None) -> list[Excess]:
-        """What is exceeded, the worst first; ``limit`` in place of the device's own."""
-        share = self.limit if limit is None else limit
-        found = [Excess(kind, used[kind], share * total, total) for kind, total in self.totals.items() if used.get(kind, 0) > share * total]
-        if self.memory and memory_bytes > self.memory.bytes:
-            found.append(Excess("bytes of memory", memory_bytes, self.memory.bytes, self.memory.bytes))
+    @property
+    def peak(self) -> float | None:
+        """Bytes per second that its memory moves at most."""
+        return self.memory.peak_bytes_per_second if self.memory else None
+
+    def excess(self, used: Mapping[str, float], memory_bytes: float = 0, bytes_per_second: float = 0) -> list[Excess]:
+        """What is exceeded, the worst first; of the memory nothing is left for others."""
+        found = [Excess(kind, used[kind], self.limit * total, total) for kind, total in self.totals.items() if used.get(kind, 0) > self.limit * total]
+        if self.memory:
+            memory = self.memory
+            asked = (("bytes of memory", memory_bytes, memory.bytes), ("bytes per second of memory", bytes_per_second, memory.peak_bytes_per_second))
+            found += [Excess(kind, amount, total, total) for kind, amount, total in asked if amount > total]
         return sorted(found, key=lambda one: -one.used / one.allowed)
 
     def share(self, used: Mapping[str, float]) -> tuple[float, str]:

@@ -5,6 +5,7 @@ One server moves a wide beat, 16 bytes from each port, in every clock that is a 
 written takes the slot of its clock. All ports advance in lockstep.
 """
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ DELIVER = 2
 WRITE = 2
 """From the handshake of a row on ``AxiWriter.row`` to its first written beat on the port: the row's place (a product, a sum), the address."""
 
+MAX_RATE = 1024
+"""Of both numbers of a rate: how finely it can be set."""
+
 RESPONSE = 1
 """From the last written beat's response to ``AxiWriter.idle``: the count of beats without one."""
 
@@ -42,8 +46,8 @@ class MemoryConfig(Config):
     outstanding: int = Field(8, ge=1, le=64, description="bursts whose data are on their way, at most")
     latency: int = Field(64, ge=2, le=1023, description="clocks from a burst's address to its first beat at the earliest")
     write_latency: int = Field(32, ge=1, le=1023, description="clocks from a written beat to its response")
-    rate_numerator: int = Field(1, ge=1, le=1024, description="of the share of clocks that move a beat")
-    rate_denominator: int = Field(1, ge=1, le=1024, description="of the share of clocks that move a beat")
+    rate_numerator: int = Field(1, ge=1, le=MAX_RATE, description="of the share of clocks that move a beat")
+    rate_denominator: int = Field(1, ge=1, le=MAX_RATE, description="of the share of clocks that move a beat")
     refresh_period: int = Field(0, ge=0, le=1 << 20, description="clocks from one refresh to the next; 0: none is visible at the ports")
     refresh_window: int = Field(0, ge=0, le=1 << 20, description="clocks of a refresh, the first ones of a period, in which nothing moves")
 
@@ -66,6 +70,17 @@ class MemoryConfig(Config):
     def bandwidth(self, clock_hz: float) -> float:
         """Bytes per second."""
         return clock_hz * self.beat_bytes * self.share
+
+    def at_most(self, bytes_per_second: float, clock_hz: float) -> "MemoryConfig":
+        """Itself, or where that moves more the same ports at the next lower rate that does not."""
+        asked = round(self.bandwidth(clock_hz))
+        if asked <= bytes_per_second:
+            return self
+        rate = Fraction(self.rate_numerator, self.rate_denominator) * Fraction(bytes_per_second) / asked
+        near = rate.limit_denominator(MAX_RATE)
+        if near > rate or not near:
+            near = Fraction(max(1, int(rate * MAX_RATE)), MAX_RATE)
+        return self.model_copy(update={"rate_numerator": near.numerator, "rate_denominator": near.denominator})
 
     def is_slot(self, cycle: int) -> bool:
         """Whether a beat can move in clock ``cycle``, counted from reset."""

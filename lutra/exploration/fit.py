@@ -56,7 +56,9 @@ def fit_of(spec: CoreSpec, device: Device, count: Count) -> Fit:
     """Resources of a core against a device."""
     used = count(spec)
     share, kind = device.share(used)
-    return Fit(device, used, device.excess(used, memory_bytes(spec.shape)), share, kind)
+    c = spec.config
+    asked = round(c.memory.bandwidth(c.clock_hz)) if c.memory else 0
+    return Fit(device, used, device.excess(used, memory_bytes(spec.shape), asked), share, kind)
 
 
 def nearest_fit(space: Space, device: Device, count: Count) -> tuple[Point, Fit] | None:
@@ -79,12 +81,17 @@ def refusal(spec: CoreSpec, device: Device, fit: Fit, count: Count) -> str:
     if any(one.kind == "bytes of memory" for one in fit.excess):
         return f"{text}; no sizes of the core help, a smaller model or context does"
     sizes = {name: values for name, values in device.space.items() if c.memory or name not in MemoryConfig.model_fields}
-    space = Space(sizes, c, s)
+    base = c.model_copy(update={"memory": c.memory.at_most(device.peak, c.clock_hz)}) if c.memory and device.peak else c
+    space = Space(sizes, base, s, device.peak)
     found = nearest_fit(space, device, count)
     if found is None:
         return f"{text}; nothing near it fits, lutra explore {s.name} --device {device.name} searches further"
     point, other = found
-    changed = ", ".join(f"{name} {str(value).lower()}" for name, value in space.changes(point).items())
+    changes, near = space.changes(point), space.config(point)
+    for name in ("rate_numerator", "rate_denominator"):  # they follow from the ports
+        if near and getattr(near.memory, name, None) != getattr(c.memory, name, None):
+            changes[name] = getattr(near.memory, name)
+    changed = ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items())
     return f"{text}; nearest that fits: {changed} ({other.kind} {100 * other.share:.0f} %)"
 
 

@@ -69,6 +69,10 @@ def table(result: Exploration) -> Group:
         )
     same = ", ".join(f"{name} {_text(lines[0][1].candidate.point[place])}" for place, name in enumerate(result.space.names) if place not in varied)
     notes = [f"in all rows: {same}"] if same else []
+    memory, widest = result.device.memory, max(found.bandwidth or 0 for _, found in lines)
+    if memory and widest > memory.proven_bytes_per_second:
+        peak, proven = memory.peak_bytes_per_second / 1e9, memory.proven_bytes_per_second / 1e9
+        notes.append(f"memory: up to {widest / 1e9:.4g} of {peak:g} GB/s at its pins; proven are {proven:g} ({memory.proven_by})")
     return Group(Text(_title(result), style="bold"), shown, Text("\n".join([*notes, _summary(result), stated_error()]), style="dim"))
 
 

@@ -54,6 +54,12 @@ class Found:
     def pair(self) -> tuple[float, float]:
         return self.value, self.candidate.fit.share
 
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes per second that the core may ask of a shared memory."""
+        c = self.candidate.config
+        return c.memory.bandwidth(c.clock_hz) if c.memory else None
+
 
 @dataclass(frozen=True)
 class Exploration:
@@ -89,6 +95,7 @@ class Exploration:
             "ttft_seconds": figures["ttft_cycles"] / clock,
             "ttft_cycles": figures["ttft_cycles"],
             "bytes_per_token": figures["bytes_per_token"],
+            **({"bandwidth_bytes_per_second": found.bandwidth} if found.bandwidth else {}),
             "fraction_of_ceiling": figures["ceiling"],
             "resources": {kind: round(value, 1) for kind, value in found.candidate.fit.used.items()},
             "share": found.candidate.fit.share,
@@ -250,7 +257,7 @@ def explore(
     if device.memory and needed > device.memory.bytes:
         excess = device.excess({}, needed)[0]
         raise LutraError(f"{shape.name} does not fit {device.name}: {excess}; no sizes of the core help, a smaller model or context does")
-    space = Space(device.space, base, shape)
+    space = Space(device.space, base, shape, device.peak)
     search, generator = _Search(space, device, goal, prompt, context, count), random.Random(seed)
     whole = space.count <= GRID
     search.add([space.start])

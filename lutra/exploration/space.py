@@ -40,6 +40,8 @@ class Space:
     sizes: Mapping[str, Sequence[Choice]]
     base: CoreConfig
     shape: ModelShape
+    peak: float | None = None
+    """Bytes per second that the device's memory moves at most."""
 
     def __post_init__(self) -> None:
         legal = [*CoreConfig.model_fields, *DERIVED]
@@ -105,16 +107,27 @@ class Space:
         values["chunk"] = lanes * chosen.get("lane_groups", -(-self.base.chunk // self.base.lanes))
         rows = chosen.get("tile_rows", -(-self.base.max_tile_columns // self.base.columns))
         values["max_tile_columns"] = rows * values["columns"] // v * v
-        if values["memory"] is not None:
-            values["memory"] = {**values["memory"], **{name: chosen[name] for name in ("ports", "burst_beats") if name in chosen}}
-            values["beat_bytes"] = MemoryConfig.model_validate(values["memory"]).beat_bytes
         values["params_rows"] = self.base.params_rows * self.base.vector_lanes // v
         values["rope_rows"] = max(8, 1 << (values["chunk"] * self.shape.head_dim // v - 1).bit_length())
         values["name"] = f"{self.base.name}-{'-'.join(str(int(value) if isinstance(value, bool) else value) for value in point)}"
         try:
+            if self.base.memory is not None:
+                memory = self._memory(self.base.memory, chosen, values["clock_hz"])
+                values |= {"memory": memory.model_dump(), "beat_bytes": memory.beat_bytes}
             return CoreConfig.model_validate(values)
         except ValidationError:
             return None
+
+    def _memory(self, own: MemoryConfig, chosen: Mapping[str, Choice], clock_hz: float) -> MemoryConfig:
+        """The base's with the chosen ports and bursts. Beats move in the base's share of clocks, or in fewer where the peak is less; a share that is what the
+        peak leaves the base's own ports says nothing of others, for which the peak alone counts."""
+        values = own.model_dump() | {name: chosen[name] for name in ("ports", "burst_beats") if name in chosen}
+        if self.peak is None:
+            return MemoryConfig.model_validate(values)
+        every = {"rate_numerator": 1, "rate_denominator": 1}
+        if own.model_copy(update=every).at_most(self.peak, self.base.clock_hz) == own:
+            values |= every
+        return MemoryConfig.model_validate(values).at_most(self.peak, clock_hz)
 
     def spec(self, point: Point) -> CoreSpec | None:
         """The point's core; None where there is none."""
