@@ -152,6 +152,36 @@ def test_the_same_through_dask(base: CoreConfig) -> None:
         assert sorted(run([task, task])) == [(0, evaluate(task)), (1, evaluate(task))]
 
 
+def test_a_scheduler_that_is_lost_is_one_line(base: CoreConfig) -> None:
+    distributed = pytest.importorskip("distributed")
+    local = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp", host="127.0.0.1")
+    small, lost = device({"tables": [4, 8], "columns": [2, 4], "lanes": [1, 2]}), r"scheduler tcp://[\d.:]+: was lost .*; what was counted is kept: "
+    with local as cluster, workers(scheduler=cluster.scheduler_address) as run:
+
+        def until_lost(tasks: Sequence[Task]) -> Iterator[tuple[int, Figures]]:
+            results = run(tasks)
+            if len(tasks) > 1:
+                yield next(results)
+                cluster.close()
+            yield from results
+
+        for _ in range(2):  # in the middle of a round, and asked once more behind its loss
+            with pytest.raises(LutraError, match=lost) as caught:
+                explored(base, run=until_lost, on=small)
+            assert "\n" not in str(caught.value)
+    again = exact(base, 1)
+    assert 1 <= again.reused < len(again.evaluated) + again.refused  # what was counted before is kept
+
+    from lutra.exploration.workers import _lost
+
+    for error, text in (
+        (distributed.KilledWorker("evaluate", None, 3), "its workers died one after another at the same core"),
+        (TimeoutError(), r"was lost during the search \(TimeoutError\)"),
+    ):
+        with pytest.raises(LutraError, match=f"scheduler tcp://host:1: {text}"), _lost("tcp://host:1"):
+            raise error
+
+
 def test_an_interrupt_keeps_what_was_evaluated(base: CoreConfig) -> None:
     def interrupted(tasks: Sequence[Task]) -> Iterator[tuple[int, Figures]]:
         yield 0, figures(tasks[0])

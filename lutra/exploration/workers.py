@@ -4,7 +4,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -29,7 +29,7 @@ def workers(jobs: int | None = None, scheduler: str | None = None) -> Iterator[R
 
     Raises
     ------
-    LutraError : the scheduler cannot be reached, or has workers of another version
+    LutraError : the scheduler cannot be reached, is lost later, or has workers of another version or that die
     ToolError : a scheduler is given and the package `distributed` is missing
     """
     if scheduler is not None:
@@ -88,23 +88,41 @@ def _dask(address: str) -> Iterator[Run]:
     if not sound:
         raise LutraError(f"scheduler must be tcp://HOST:PORT (or tls://), not {address!r}; nearest: tcp://127.0.0.1:8786, what dask scheduler listens at")
     # a connection that fails is told in one line by us
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client: Any = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError, ImportError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise LutraError(f"scheduler {address}: cannot be reached within {CONNECT_SECONDS:g} s ({reason}); dask scheduler starts one") from None
     try:
-        _check_workers(client, address)
+        with _lost(address):
+            _check_workers(client, address)
 
         def run(tasks: Sequence[Task]) -> Iterator[tuple[int, Figures]]:
-            futures = {future: place for place, future in enumerate(client.map(evaluate, tasks, pure=False, retries=2))}
-            for future in distributed.as_completed(futures, loop=client.loop):
-                yield futures[future], future.result()
+            with _lost(address):
+                futures = {future: place for place, future in enumerate(client.map(evaluate, tasks, pure=False, retries=2))}
+                for future in distributed.as_completed(futures, loop=client.loop):
+                    yield futures[future], future.result()
 
         yield run
     finally:
         client.close(timeout=CONNECT_SECONDS)
+
+
+@contextmanager
+def _lost(address: str) -> Iterator[None]:
+    """What goes wrong beyond our own code while a scheduler works for us, in one line. Whoever searches has kept each result as it came."""
+    import distributed
+    from distributed.client import ClosedClientError
+
+    kept = "what was counted is kept: the same command goes on from there"
+    try:
+        yield
+    except distributed.KilledWorker:
+        raise LutraError(f"scheduler {address}: its workers died one after another at the same core (out of memory?); {kept}") from None
+    except (CancelledError, ClosedClientError, OSError) as error:  # a connection that is closed or times out is an OSError
+        raise LutraError(f"scheduler {address}: was lost during the search ({type(error).__name__}); {kept}") from None
 
 
 def _check_workers(client: Any, address: str) -> None:
