@@ -143,6 +143,21 @@ def test_exact_cycles_on_processes_and_bounds_below_them(base: CoreConfig, monke
     assert "<svg" in plot(here) and plot(here) == plot(there) and table(here)
 
 
+@pytest.mark.parametrize("prompt", [8, 9])  # a chunk of 8: the last pass of one token scores the planes
+@pytest.mark.parametrize(
+    "slots", [{}, {"rate_numerator": 4, "rate_denominator": 5}, {"refresh_period": 195, "refresh_window": 60}, {"rate_numerator": 1, "rate_denominator": 64}]
+)
+@pytest.mark.parametrize("planes", [0, 16])
+def test_bounds_of_a_shared_memory_are_below_the_exact_cycles(planes: int, slots: dict[str, int], prompt: int) -> None:
+    values = load_config("kv260-planes", CoreConfig).model_dump()
+    values |= {"tables": 8, "vector_lanes": 4, "chunk": 8, "beat_bytes": 16, "head_planes": planes, "allow_stalls": True, "ring_rows": 1024, "device": None}
+    values["memory"] |= {"ports": 1, "burst_beats": 16, **slots}
+    config, shape = CoreConfig.model_validate(values), SHAPE.model_copy(update={"vocabulary": 3000})
+    bound, found = bound_of(CoreSpec(config=config, shape=shape), prompt, 40), evaluate(Task(config, shape, prompt, 40))
+    assert bound.decode <= found["decode_cycles"] and bound.ttft <= found["ttft_cycles"] and bound.bytes <= found["bytes_per_token"]
+    assert 0.95 * found["bytes_per_token"] < bound.bytes  # mostly the head's, which are known
+
+
 def test_the_same_through_dask(base: CoreConfig) -> None:
     distributed = pytest.importorskip("distributed")
     here = exact(base, 1)
@@ -245,6 +260,19 @@ def test_a_core_that_does_not_fit_is_told_the_nearest_that_does(base: CoreConfig
     assert text.startswith("config base for small does not fit board: lut 2,600 of 1,700 (85 % of 2,000), 900 too many; nearest that fits: ")
     assert "tables 4" in text or "columns 4" in text
     assert "nothing near it fits" in refusal(spec, device(totals={"lut": 100}), fit_of(spec, device(totals={"lut": 100}), count), count)
+
+
+@pytest.mark.smoke
+def test_beats_take_their_least_cycles_or_more() -> None:
+    generator = random.Random(4)
+    for _ in range(200):
+        denominator, period = generator.randint(1, 9), generator.choice([0, generator.randint(2, 40)])
+        rates = {"rate_numerator": generator.randint(1, denominator), "rate_denominator": denominator}
+        config = MemoryConfig(**rates, refresh_period=period, refresh_window=generator.randrange(period) if period else 0)
+        beats, slots = generator.randint(1, 60), [cycle for cycle in range(4000) if config.is_slot(cycle)]
+        least = min((last - first + 1 for first, last in zip(slots, slots[beats - 1 :], strict=False)), default=None)
+        assert least is None or config.least_cycles(beats) <= least
+        assert config.refresh_window or config.least_cycles(beats) == least
 
 
 def kv260(**memory: int) -> CoreConfig:

@@ -71,6 +71,13 @@ class MemoryConfig(Config):
         """Bytes per second."""
         return clock_hz * self.beat_bytes * self.share
 
+    def least_cycles(self, beats: int) -> int:
+        """No ``beats`` beats move in fewer clocks, whichever slot they begin with; of rate and refresh the one that holds them back more counts alone."""
+        by_rate = (beats - 1) * self.rate_denominator // self.rate_numerator + 1
+        if not self.refresh_window:
+            return by_rate
+        return max(by_rate, -(-beats * self.refresh_period // (self.refresh_period - self.refresh_window)) - self.refresh_window)
+
     def at_most(self, bytes_per_second: float, clock_hz: float) -> "MemoryConfig":
         """Itself, or where that moves more the same ports at the next lower rate that does not."""
         asked = round(self.bandwidth(clock_hz))
