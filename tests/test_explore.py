@@ -242,6 +242,11 @@ def test_mistakes_are_one_line(base: CoreConfig, monkeypatch: pytest.MonkeyPatch
             lambda: explored(base, on=device(totals={"lut": 200})),
         ),
         (r"small does not fit board: bytes of memory .* too many; no sizes of the core help", lambda: explored(base, on=device(memory=SMALL))),
+        (
+            r"tiny-shakespeare on kv260: none of [\d,]+ cores of its space is possible; config kv260 for tiny-shakespeare: ports must be at most "
+            r"head_dim / 16 = 2 \(a beat holds at most one row\), not 4$",
+            lambda: api.explore("tiny-shakespeare", "kv260", jobs=1),
+        ),
         (r"small on board: none of \d+ cores of its space is possible", lambda: explored(base.model_copy(update={"params_rows": 8}), on=device({"best": [8]}))),
     ]
     for text, call in cases:

@@ -18,8 +18,8 @@ from lutra.fpga_flows.devices import Device
 from lutra.hls_models.errors import ConfigError, LutraError
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
-from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.resources import stated_error
+from lutra.inputs import spec_of
 from lutra.progress import Update
 
 __all__ = ["GRID", "ROUND", "Exploration", "Found", "explore", "front_of"]
@@ -311,12 +311,12 @@ def _nothing(search: _Search, base: CoreConfig, shape: ModelShape) -> LutraError
     """Why no core of the space is a candidate."""
     device = search.device
     if search.closest is None:
+        none = f"{shape.name} on {device.name}: none of {search.impossible:,} cores of its space is possible"
         try:
-            CoreSpec(config=base, shape=shape)
-        except ValueError as error:
-            reason = str(error).split("\n")[2].strip().removeprefix("Value error, ").split(" [type=")[0]
-            return ConfigError(f"{shape.name} on {device.name}: none of {search.impossible:,} cores of its space is possible; {base.name}: {reason}")
-        return ConfigError(f"{shape.name} on {device.name}: none of {search.impossible:,} cores of its space is possible")
+            spec_of(base, shape)
+        except ConfigError as error:
+            return ConfigError(f"{none}; {error}")
+        return ConfigError(none)
     _, config, fit = search.closest
     sizes = f"tables {config.tables}, columns {config.columns}, lanes {config.lanes}"
     return LutraError(
