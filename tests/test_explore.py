@@ -231,7 +231,10 @@ def test_mistakes_are_one_line(base: CoreConfig, monkeypatch: pytest.MonkeyPatch
         ),
         (r"goal must be one of decode, ttft, bytes or energy, not 'decoding'; nearest: decode", lambda: api.explore("bitnet-0.73b", goal="decoding")),
         (r"device kv206: no such file and no shipped device of that name; nearest: kv260", lambda: api.explore("bitnet-0.73b", "kv206")),
-        (r"device ulx3s-85f: resources of family ecp5 have no fitted model", lambda: api.explore("tiny-shakespeare", "ulx3s-85f")),
+        (
+            r"device ulx3s-85f: must be of family xcup, .*, not ecp5; nearest: kv260 \(lutra fpga holds .* against ulx3s-85f\)",
+            lambda: api.explore("tiny-shakespeare", "ulx3s-85f"),
+        ),
         (r"context must be 1 to 2048 tokens", lambda: api.explore("bitnet-0.73b", context=5000)),
         (r"limit must be a share above 0 and at most 1, not 2", lambda: api.explore("bitnet-0.73b", limit=2)),
         (r"budget must be at least 1, not 0", lambda: api.explore("bitnet-0.73b", budget=0)),

@@ -34,9 +34,13 @@ class Fit:
 
 
 def counter(device: Device) -> Count:
-    """The fitted resource model of the device's family."""
+    """The fitted resource model of the device's family, where it needs a core's sizes alone: that of ecp5 (``ternary/ecp5.py``) takes the length of the
+    program, and leaves multipliers to a count in the RTL."""
     if device.family != "xcup":
-        raise ConfigError(f"device {device.name}: resources of family {device.family} have no fitted model, only those of xcup; nearest: kv260")
+        raise ConfigError(
+            f"device {device.name}: must be of family xcup, whose resources follow from a core's sizes, not {device.family}; nearest: kv260 "
+            f"(lutra fpga holds a compiled core against {device.name})"
+        )
     from lutra.hls_models.ternary.resources import KINDS, resources
 
     def count(spec: CoreSpec) -> Used:
