@@ -103,13 +103,17 @@ class ModelShape(Config):
         sizes = {"input_norm": self.hidden, "attention_norm": self.query_columns if sub else 0, "post_norm": self.hidden, "ffn_norm": self.ffn if sub else 0}
         return {name: size for name, size in sizes.items() if size}
 
+    @property
+    def most_lanes(self) -> int:
+        """The most vector lanes that a core for the model can have."""
+        return max((n for n in (2, 4, 8, 16) if math.gcd(self.hidden, self.head_dim, self.ffn) % n == 0), default=2)
+
     def lane_fault(self, lanes: int) -> str | None:
         """Why ``lanes`` vector lanes cannot take the model, in a phrase; None where they can."""
         sizes = {"hidden": self.hidden, "head_dim": self.head_dim, "ffn": self.ffn}
         for name, columns in sizes.items():
             if columns % lanes:
-                legal = [n for n in (2, 4, 8, 16) if math.gcd(*sizes.values()) % n == 0]
-                return f"vector_lanes must divide the model's {name} = {columns}, not {lanes}; nearest: {max(legal, default=2)}"
+                return f"vector_lanes must divide the model's {name} = {columns}, not {lanes}; nearest: {self.most_lanes}"
         return None
 
     @property

@@ -289,6 +289,10 @@ def test_published_configurations(tmp_path: Path, config: dict[str, Any], name: 
         assert shape.parameters == pytest.approx(parameters, rel=1e-3 if name is None else 0)
 
 
+HEADS_OF_100 = {"hidden_size": 3200, "num_attention_heads": 32, "num_key_value_heads": 32, "num_hidden_layers": 2, "intermediate_size": 8640}
+"""1bitLLM/bitnet_b1_58-3B."""
+
+
 def kv260(**changes: Any) -> CoreConfig:
     return CoreConfig.model_validate(load_config("kv260", CoreConfig).model_dump() | changes)
 
@@ -299,9 +303,14 @@ def kv260(**changes: Any) -> CoreConfig:
         (FALCON["1B"], {}, "config kv260 for model: rope_rows must be at least .* = 768, not 512; nearest: 768"),
         (FALCON["10B"], {"rope_rows": 768}, r"layers\.0\.down: lookups wait for table builds .*; nearest: 640 and 4821, or allow_stalls"),
         (FALCON["10B"] | {"max_position_embeddings": 1 << 17}, {}, r"max_position_embeddings: .*less than or equal to 65536, not 131072"),
-        (ONE_BIT | {"hidden_size": 3200, "num_attention_heads": 32}, {}, "vector_lanes must divide the model's head_dim = 100, not 8; nearest: 4"),
+        (
+            ONE_BIT | HEADS_OF_100,
+            {},
+            r"head_dim must be a multiple of the 16 bytes of a port where memory is shared, not 100; nearest: .* \(no memory\), .* 4$",
+        ),
+        (ONE_BIT | HEADS_OF_100, {"memory": None, "device": None}, "vector_lanes must divide the model's head_dim = 100, not 8; nearest: 4"),
     ],
-    ids=["head_dim 256", "ffn 23040", "context", "head_dim 100"],
+    ids=["head_dim 256", "ffn 23040", "context", "head_dim 100", "head_dim 100 on chip"],
 )
 def test_shapes_that_a_core_cannot_take(tmp_path: Path, config: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     path = tmp_path / "model" / "config.json"
@@ -319,3 +328,6 @@ def test_nearest_choices_are_choices(tmp_path: Path) -> None:
         path.write_text(json.dumps(FALCON[name]))
         shape = open_model(str(path))
         assert engine.compile_program(shape, kv260(**changes)).instructions
+    path.write_text(json.dumps(ONE_BIT | HEADS_OF_100))
+    on_chip = kv260(memory=None, device=None, vector_lanes=4, rope_rows=1024, params_rows=4096)
+    assert api.estimate(path, on_chip, prompt=1).decode

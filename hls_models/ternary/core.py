@@ -14,7 +14,7 @@ from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.head import HeadConfig
 from lutra.hls_models.ternary.kv_layout import KvLayout
 from lutra.hls_models.ternary.loader import ROUND_TRIP, LoaderConfig
-from lutra.hls_models.ternary.memory import DELIVER, REQUEST
+from lutra.hls_models.ternary.memory import DELIVER, PORT_BYTES, REQUEST
 from lutra.hls_models.ternary.planes import PlanesConfig
 from lutra.hls_models.ternary.tlmm import TlmmConfig
 from lutra.hls_models.ternary.vector import VectorConfig
@@ -34,6 +34,9 @@ class CoreSpec(Config):
 
     @model_validator(mode="after")
     def _units_agree(self) -> "CoreSpec":
+        if self.config.memory and self.shape.head_dim % PORT_BYTES:  # asked first: no size of the core helps
+            rule = f"head_dim must be a multiple of the {PORT_BYTES} bytes of a port where memory is shared, not {self.shape.head_dim}"
+            raise ValueError(f"{rule}; nearest: a core that holds the model on chip (no memory), with vector_lanes {self.shape.most_lanes}")
         if fault := self.shape.lane_fault(self.config.vector_lanes):
             raise ValueError(fault)
         # Every unit validates its own sizes: an impossible core is refused here, before any work.
