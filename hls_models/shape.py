@@ -32,6 +32,7 @@ CONFIG_NAMES = {
     "activation": "hidden_act",
     "rope_theta": "rope_theta",
     "eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
 }
 """Our field names and Hugging Face's."""
 
@@ -155,17 +156,20 @@ class ModelShape(Config):
             raise ModelError(f"{path}: unsupported model: {'; '.join(problems)}")
         heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
         head_dim = config.get("head_dim")
-        if head_dim is None and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
-            if hidden % heads:
-                raise ModelError(f"{path}: head_dim must be given where num_attention_heads = {heads} does not divide hidden_size = {hidden}")
-            head_dim = hidden // heads
+        if head_dim is None and heads is not None and hidden is not None:
+            head_dim = 2  # where it follows from values that are none, those alone are told
+            if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+                if hidden % heads:
+                    raise ModelError(f"{path}: head_dim must be given where num_attention_heads = {heads} does not divide hidden_size = {hidden}")
+                head_dim = hidden // heads or head_dim
         rope = config.get("rope_parameters") or {}
-        given = {**config, "head_dim": head_dim, "num_key_value_heads": config.get("num_key_value_heads") or heads}
+        absent = {"head_dim": head_dim, "num_key_value_heads": heads, "tie_word_embeddings": False}
+        given = {**config, **{name: value for name, value in absent.items() if config.get(name) is None}}
         missing = [theirs for ours, theirs in CONFIG_NAMES.items() if cls.model_fields[ours].is_required() and given.get(theirs) is None]
         if missing:
             raise ModelError(f"{path}: missing {', '.join(missing)}")
         values = {ours: given[theirs] for ours, theirs in CONFIG_NAMES.items() if given.get(theirs) is not None}
-        values |= {"name": path.resolve().parent.name or "model", "sub_norms": is_bitnet(config), "tied": config.get("tie_word_embeddings", False)}
+        values |= {"name": path.resolve().parent.name or "model", "sub_norms": is_bitnet(config)}
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
         return _validated(cls, values, str(path), CONFIG_NAMES)
@@ -230,7 +234,7 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
 
 def _validated(cls: type[ModelShape], values: Any, where: str, names: Mapping[str, str] | None = None) -> ModelShape:
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(values, strict=True)
     except ValidationError as error:
         phrases = []
         for item in error.errors():

@@ -274,6 +274,37 @@ def test_rope_and_quantisation_of_configurations(tmp_path: Path, change: dict[st
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 0}, "num_key_value_heads: Input should be greater than 0, not 0"),
+        ({"num_key_value_heads": None}, None),
+        ({"num_hidden_layers": True}, "num_hidden_layers: Input should be a valid integer, not True"),
+        ({"num_hidden_layers": 30.0}, "num_hidden_layers: Input should be a valid integer, not 30.0"),
+        ({"hidden_size": "2560"}, "hidden_size: Input should be a valid integer, not '2560'"),
+        ({"hidden_size": "2560", "head_dim": 128}, "hidden_size: Input should be a valid integer, not '2560'"),
+        ({"hidden_size": False}, "hidden_size: Input should be a valid integer, not False"),
+        ({"num_attention_heads": 0, "num_key_value_heads": 5}, "num_attention_heads: Input should be greater than 0, not 0"),
+        ({"rope_theta": "500000"}, "rope_theta: Input should be a valid number, not '500000'"),
+        ({"rope_theta": 500000}, None),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: Input should be a valid boolean, not 'yes'"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings: Input should be a valid boolean, not 1"),
+        ({"tie_word_embeddings": None}, None),
+    ],
+)
+def test_values_of_configurations_are_of_their_types(tmp_path: Path, change: dict[str, Any], message: str | None) -> None:
+    path = tmp_path / "model" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(MICROSOFT | change))
+    if message is None:
+        shape = ModelShape.from_config(path)
+        assert shape.kv_heads == (20 if "num_key_value_heads" in change else 5) and shape.tied == ("tie_word_embeddings" not in change)
+        return
+    with pytest.raises(ModelError) as caught:
+        ModelShape.from_config(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
     ("config", "name", "parameters"),
     [(MICROSOFT, "bitnet-2b4t", 2_412_820_480), (ONE_BIT, "bitnet-0.73b", None), (FALCON["1B"], None, 1.669e9), (FALCON["10B"], None, 10.305e9)],
     ids=["2b4t", "0.73b", "falcon 1B", "falcon 10B"],

@@ -150,7 +150,7 @@ def unsupported(config: Mapping[str, Any]) -> list[str]:
 def validated(cls: type[S], values: Any, where: str, names: Mapping[str, str]) -> S:
     """A shape; ModelError with ``names``, the file's words for our fields, where a value is impossible."""
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(values, strict=True)
     except ValidationError as error:
         phrases = [f"{names.get(str(item['loc'][0]), item['loc'][0])}: {item['msg']}, not {item['input']!r}" for item in error.errors()]
         raise ModelError(f"{where}: {'; '.join(phrases)}") from None
