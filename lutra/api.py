@@ -199,7 +199,7 @@ def estimate(
         )
     if not refresh or sweep or channels or ignore_capacity:
         raise ConfigError(f"config {sizes.name}: refresh, sweep, channels and capacity are choices of DRAM targets (preset pim-gpt), not of target ternary")
-    from lutra.figures import report_of, spans
+    from lutra.figures import pace_warning, report_of, spans
     from lutra.timeline import write_trace
 
     prompt = 128 if prompt is None else prompt
@@ -216,6 +216,8 @@ def estimate(
         found = found.model_copy(update={"resources": figures_of(taken[0]), "provenance": {**found.provenance, "resources": "model"}})
         if taken[1]:
             note(f"warning: {taken[1]}")
+    if found.attention and (slow := pace_warning(found.attention, f"config {sizes.name} for {spec.shape.name}")):
+        note(f"warning: {slow}")
     if out is not None:
         with create_run(out, command="estimate", config=sizes) as draft:
             draft.inputs |= {"model": facts(source, spec.shape), "prompt": {"tokens": prompt}, "context": rows}

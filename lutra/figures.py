@@ -12,6 +12,7 @@ from lutra.hls_models.ternary.isa import Instruction, LoadTarget, Unit, executed
 from lutra.hls_models.ternary.program import Program
 from lutra.runs import config_hash
 from lutra.schema import (
+    AttentionFigures,
     ConfigFigures,
     DecodeFigures,
     InstructionFigures,
@@ -27,7 +28,7 @@ from lutra.schema import (
 from lutra.timeline import Span
 from lutra.traffic import Traffic
 
-__all__ = ["PassSize", "Timing", "report_of", "spans"]
+__all__ = ["PassSize", "Timing", "pace_warning", "report_of", "spans"]
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
     limits = {decode: _limit(spec, timing, decode=decode) for decode in (False, True)}
     prefill = PrefillFigures(tokens=sum(size.tokens for size in prompt), cycles=prefill_cycles, seconds=seconds, limit=limits[False]) if prompt else None
     decoded = _decode(decode, clock, limits[True])
+    attention = _attention(spec, program, timing) if decoded and spec.config.memory else None
     total = int(timing.end[-1])
-    provenance = dict.fromkeys(
-        [name for name, figures in (("prefill", prefill), ("decode", decoded)) if figures] + ["memory", "units", "layers", "instructions", "roofline"], "model"
-    )
+    some = {"prefill": prefill, "decode": decoded, "attention": attention}
+    provenance = dict.fromkeys([*(name for name, figures in some.items() if figures), "memory", "units", "layers", "instructions", "roofline"], "model")
     return Report(
         target="ternary",
         model=ModelFigures(name=spec.shape.name, parameters=spec.shape.parameters),
@@ -110,6 +111,7 @@ def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
         prefill=prefill,
         decode=decoded,
         memory=_memory(traffic, timing, decoded),
+        attention=attention,
         units=[_unit(name, timing, total) for name in timing.busy],
         layers=_layers(traffic, timing),
         instructions=_instructions(program, timing),
@@ -211,6 +213,30 @@ def _memory(traffic: Traffic, timing: Timing, decode: DecodeFigures | None) -> M
         image_bytes=program.beats * program.beat_bytes,
         bits_per_weight=8 * stored * program.beat_bytes / spec.shape.ternary_weights,
     )
+
+
+def _attention(spec: CoreSpec, program: Program, timing: Timing) -> AttentionFigures:
+    """A tile of keys and one of values: the items of a whole group against the tiles' beats (docs/architecture.md, 5.3), and how long their loads lasted."""
+    assert spec.config.memory is not None
+    group, rows = spec.shape.group, spec.config.key_tile
+    clocks = group * spec.attention.item_clocks / rows
+    memory = 2 * spec.kv_layout.tile_beats(rows) / spec.config.memory.share / rows
+    loads = [index for index, one in enumerate(program.instructions) if one.unit is Unit.LOADER and one.fields["target"] == LoadTarget.KV]
+    decode = [number for number, size in enumerate(timing.passes) if size.decode]
+    lasted = (timing.done[np.ix_(decode, loads)] - timing.start[np.ix_(decode, loads)]).sum()
+    positions = len(loads) * sum(timing.passes[number].position + 1 for number in decode)
+    taken = float(lasted) / (spec.shape.kv_heads * positions)
+    return AttentionFigures(group=group, clocks=clocks, memory_clocks=memory, taken_clocks=taken, keeps_pace=clocks <= memory)
+
+
+def pace_warning(found: AttentionFigures, what: str) -> str | None:
+    """One line where attention does not keep pace with the memory."""
+    if found.keeps_pace:
+        return None
+    most = int(found.group * found.memory_clocks / found.clocks)
+    clocks = f"attention takes {found.clocks:.4g} clocks for a key and a value of a group of {found.group} query heads, the memory {found.memory_clocks:.4g}"
+    rule = f"groups up to {most} keep pace" if most else "no group keeps pace"
+    return f"{what}: {clocks}, so that it idles the more, the longer the context; {rule}"
 
 
 def _roofline(traffic: Traffic, timing: Timing) -> RooflineFigures:

@@ -121,6 +121,16 @@ class RooflineFigures(Figures):
     points: list[RooflinePoint] = Field(default=[])
 
 
+class AttentionFigures(Figures):
+    """Pace of keys and values from a shared memory in decoding. Clocks are of the key and the value of one position of a KV head."""
+
+    group: int = Field(ge=1, description="query heads per KV head")
+    clocks: float = Field(gt=0, description="that attention's multipliers take in the steady state")
+    memory_clocks: float = Field(gt=0, description="in which the memory moves them, scales and padding included")
+    taken_clocks: float = Field(gt=0, description="in which they came at the report's context, mean: ways of tiles, and heads that come alone, included")
+    keeps_pace: bool = Field(description="attention takes no more clocks than the memory; else the memory idles the more, the longer the context")
+
+
 class ResourceFigures(Figures):
     device: str | None = Field(default=None, description="whose totals it is held against")
     fits: bool | None = Field(default=None, description="every total within the device's limit")
@@ -210,6 +220,7 @@ class Report(Figures):
     decode: DecodeFigures | None = None
     rtl: RtlFigures | None = None
     memory: MemoryFigures | None = None
+    attention: AttentionFigures | None = None
     units: list[UnitFigures] | None = None
     layers: list[LayerFigures] | None = None
     instructions: list[InstructionFigures] | None = None

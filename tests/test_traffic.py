@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bytes of a token: what ceilings count, and what a program moves."""
 
+import json
+from pathlib import Path
+
 import pytest
 from test_cli import timing
 
-from lutra import engine
+from lutra import api, engine, progress
 from lutra.figures import PassSize, report_of
 from lutra.hls_models.load import load_config
 from lutra.hls_models.shape import ModelShape
@@ -56,3 +59,39 @@ def test_bits_moved_per_useful_weight(model: str) -> None:
     assert report.memory is not None and report.memory.bits_per_weight is not None and 1.6 <= report.memory.bits_per_weight <= 1.65
     moved = found.by_kind(PassSize(1, 1, True, True))["weights"]
     assert 8 * moved / weights == report.memory.bits_per_weight
+
+
+@pytest.mark.parametrize(("head_dim", "keeps"), [(64, {1, 2}), (128, {1, 2, 4})])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+def test_which_groups_keep_pace_with_the_memory(group: int, head_dim: int, keeps: set[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four ports of 16 bytes bring a key and a value in head_dim / 32 clocks, and their scales; attention takes a clock for each query head."""
+    sizes = load_config("kv260", CoreConfig)
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 16 // group, "head_dim": head_dim, "max_position_embeddings": 2048}
+    sizes_of = {"hidden_size": 1536, "num_hidden_layers": 2, "intermediate_size": 4096, "vocab_size": 256, "hidden_act": "silu"}
+    path = tmp_path / "grouped" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"architectures": ["BitNetForCausalLM"], **sizes_of, **heads}))
+    shape = ModelShape.from_config(path)
+    spec, program = CoreSpec(config=sizes, shape=shape), engine.compile_program(shape, sizes)
+    times = engine.timing(spec, program, prompt=1, contexts=[1024, 2048])
+    last = report_of(spec, program, engine.timing(spec, program, prompt=1, contexts=[2048]))
+    found = last.attention
+    assert found and found.group == group and found.clocks == group * 65 / 64 and found.memory_clocks == head_dim / 32 + 1 / 8
+    assert found.keeps_pace == (group in keeps) and last.provenance["attention"] == "model"
+    # what a further position costs, of the exact cycles of two passes: never less than either, and what the loads took
+    further = int(times.lengths[-1] - times.lengths[-2]) / 1024 / 2 / shape.kv_heads
+    assert further >= found.memory_clocks and found.taken_clocks == pytest.approx(further, rel=0.05)
+    if not found.keeps_pace:
+        assert further == pytest.approx(found.clocks * (shape.kv_heads + 1) / shape.kv_heads, rel=0.01)
+
+    progress.quiet(False)
+    try:
+        api.estimate(path, sizes, prompt=1, context=64)
+    finally:
+        progress.quiet()
+    said = [line for line in capsys.readouterr().err.splitlines() if "attention" in line]
+    line = (
+        f"warning: config kv260 for grouped: attention takes {found.clocks:.4g} clocks for a key and a value of a group of {group} query heads, the memory "
+        f"{found.memory_clocks:.4g}, so that it idles the more, the longer the context; groups up to {max(keeps)} keep pace"
+    )
+    assert said == ([] if found.keeps_pace else [line])

@@ -90,6 +90,11 @@ class AttentionConfig(Config):
         return 1 if self.kv_format == "int8" else max(self.key_steps, FLOAT_LATENCY["add"])
 
     @property
+    def item_clocks(self) -> int:
+        """Clocks that a query row and a whole key tile take in the steady state: each key, and one; or the divider's."""
+        return max(self.key_tile * self.key_clocks + 1, FLOAT_LATENCY["divsqrt"] + 1)
+
+    @property
     def key_lanes(self) -> int:
         """Elements of a key that are worked on in a clock."""
         return self.head_dim // self.key_steps
