@@ -179,6 +179,7 @@ def estimate(
     prompt: int | None = None,
     context: int | None = None,
     out: str | Path | None = None,
+    rescored: float | None = None,
     refresh: bool = True,
     sweep: Sequence[int] = (),
     channels: Sequence[int] = (),
@@ -189,9 +190,15 @@ def estimate(
     Parameters
     ----------
     prompt : on the ternary target 128 where not given; on PIM, where a prompt is so many sequential tokens, left out where not given
+    rescored : of a head in two planes (preset kv260-planes): share of its rows that a token scores again; 1, the worst case, where not given
     refresh, sweep, channels, ignore_capacity : DRAM targets: no refresh; further contexts; further numbers of channels; models larger than the device
     """
     sizes = any_config(config)
+    if rescored is not None:
+        if isinstance(sizes, PimConfig) or not sizes.head_planes:
+            raise ConfigError(f"config {sizes.name}: rescored is a choice of cores with the head in two planes (preset kv260-planes)")
+        if not 0 <= rescored <= 1:
+            raise ConfigError(f"rescored must be a share of the head's rows, 0 to 1, not {rescored:g}")
     if isinstance(sizes, PimConfig):
         at = (prompt or 0) + 1 if context is None else context
         return pim_run.estimate(
@@ -209,7 +216,7 @@ def estimate(
     with step("compiling the program"):
         program = engine.compile_program(shape_of(opened), sizes)
     with step("counting cycles"):
-        timing = engine.timing(spec, program, prompt=prompt, contexts=[rows])
+        timing = engine.timing(spec, program, prompt=prompt, contexts=[rows], rescored=1.0 if rescored is None else rescored)
     found = report_of(spec, program, timing).model_copy(update={"rtl": RtlFigures(simulated=False), "backing": backing(spec)})
     taken = check_fit(spec)
     if taken:
@@ -221,6 +228,8 @@ def estimate(
     if out is not None:
         with create_run(out, command="estimate", config=sizes) as draft:
             draft.inputs |= {"model": facts(source, spec.shape), "prompt": {"tokens": prompt}, "context": rows}
+            if rescored is not None:
+                draft.inputs["rescored"] = rescored
             draft.write_report(found)
             write_trace(draft.path / TRACE, spans(program, timing), clock_hz=sizes.clock_hz, title=f"{spec.shape.name} on {sizes.name}")
     return found

@@ -104,6 +104,7 @@ def estimate(
         int | None, typer.Option(metavar="P", help="Tokens to prefill.", show_default="128; on PIM none: as many sequential tokens", min=1)
     ] = None,
     context: Annotated[int | None, typer.Option(metavar="N", help="Context of the decoded token, itself included.", show_default="P + 1", min=1)] = None,
+    rescored: Annotated[float | None, typer.Option(metavar="SHARE", help="Head in two planes: rows scored again, of all.", show_default="1: all")] = None,
     refresh: Annotated[bool, typer.Option("--refresh/--no-refresh", help="DRAM targets: with the memory's refresh or without.")] = True,
     sweep: Annotated[str, typer.Option(metavar="N,N,…", help="DRAM targets: further contexts.")] = "",
     channels: Annotated[str, typer.Option(metavar="C,C,…", help="DRAM targets: the same with other numbers of channels.")] = "",
@@ -114,8 +115,8 @@ def estimate(
     """Cycle-accurate report without a simulator: prefill of P tokens, decode at context N."""
     from lutra import api
 
-    more, others = _numbers("sweep", sweep), _numbers("channels", channels)
-    found = api.estimate(model, config, prompt=prompt, context=context, out=out, refresh=refresh, sweep=more, channels=others, ignore_capacity=ignore_capacity)
+    dram: dict[str, Any] = {"refresh": refresh, "sweep": _numbers("sweep", sweep), "channels": _numbers("channels", channels)}
+    found = api.estimate(model, config, prompt=prompt, context=context, out=out, rescored=rescored, ignore_capacity=ignore_capacity, **dram)
     _show_report(found, out, as_json)
 
 
@@ -437,8 +438,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(error.format_message().rstrip("."), 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
-    except BrokenPipeError:
-        # whoever read our output is gone: the interpreter must not complain when it flushes
+    except BrokenPipeError:  # whoever read our output is gone: the interpreter must not complain when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:  # a full disk, a folder that may not be read

@@ -98,7 +98,7 @@ def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
     seconds = prefill_cycles / clock
     limits = {decode: _limit(spec, timing, decode=decode) for decode in (False, True)}
     prefill = PrefillFigures(tokens=sum(size.tokens for size in prompt), cycles=prefill_cycles, seconds=seconds, limit=limits[False]) if prompt else None
-    decoded = _decode(decode, clock, limits[True])
+    decoded = _decode(decode, clock, limits[True], planes=spec.planes is not None)
     attention = _attention(spec, program, timing) if decoded and spec.config.memory else None
     total = int(timing.end[-1])
     some = {"prefill": prefill, "decode": decoded, "attention": attention}
@@ -120,13 +120,22 @@ def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
     )
 
 
-def _decode(passes: list[tuple[PassSize, int]], clock: float, limit: str | None) -> DecodeFigures | None:
+def _decode(passes: list[tuple[PassSize, int]], clock: float, limit: str | None, *, planes: bool) -> DecodeFigures | None:
     if not passes:
         return None
     per_token = [cycles for _, cycles in passes]
     mean = sum(per_token) / len(per_token)
     context = passes[-1][0].position + 1
-    return DecodeFigures(tokens=len(per_token), context=context, cycles_per_token=mean, tokens_per_second=clock / mean, limit=limit, per_token=per_token)
+    again = sum(size.rescored for size, _ in passes) / len(passes) if planes else None
+    return DecodeFigures(
+        tokens=len(per_token),
+        context=context,
+        cycles_per_token=mean,
+        tokens_per_second=clock / mean,
+        limit=limit,
+        per_token=per_token,
+        rescored_rows=again,
+    )
 
 
 LIMITS = {"LOADER": "memory", "LINEAR": "lookup array", "VECTOR": "vector lanes", "ATTEND": "attention", "HEAD": "head"}
@@ -200,7 +209,7 @@ def _memory(traffic: Traffic, timing: Timing, decode: DecodeFigures | None) -> M
     kinds = [traffic.by_kind(size) for size in sizes]
     by_kind = {kind: sum(one.get(kind, 0) for one in kinds) / len(sizes) for kind in dict.fromkeys(kind for one in kinds for kind in one)}
     per_token = sum(by_kind.values()) if sizes else None
-    ideal = sum(traffic.ideal(size.position + 1) for size in sizes) / len(sizes) if sizes and config.memory else None
+    ideal = sum(traffic.ideal(size) for size in sizes) / len(sizes) if sizes and config.memory else None
     least = ideal or per_token
     ceiling = bandwidth / least if least else None
     return MemoryFigures(

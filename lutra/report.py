@@ -87,6 +87,7 @@ LINES = (
     Line("Decode", "decode.cycles_per_token", "cycles per token", _short, True),
     Line("Decode", "decode.tokens_per_second", "tokens per second", _short, True),
     Line("Decode", "decode.limit", "limited by"),
+    Line("Decode", "decode.rescored_rows", "rows of the head scored again", _whole),
     Line("Attention", "attention.group", "query heads per KV head", _whole),
     Line("Attention", "attention.clocks", "clocks per key and value", _short, True),
     Line("Attention", "attention.memory_clocks", "of the memory", _short, True),

@@ -50,6 +50,9 @@ class DecodeFigures(Figures):
     tokens_per_second: float = Field(ge=0, description="at the configured clock")
     limit: str | None = Field(default=None, description="as in prefill")
     per_token: list[int] | None = Field(default=None, description="cycles of each; token i attends context - tokens + 1 + i rows")
+    rescored_rows: float | None = Field(
+        default=None, ge=0, description="rows of a head in two planes that a token scores again, mean; assumed where no RTL ran"
+    )
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:
@@ -77,7 +80,9 @@ class MemoryFigures(Figures):
     bytes_per_token: float | None = Field(default=None, ge=0, description="read and written at the memory port for one decoded token")
     bytes_by_kind: dict[str, float] | None = Field(default=None, description="of bytes_per_token")
     least_bytes_per_token: float | None = Field(
-        default=None, ge=0, description="shared memory: weights at 1.6 bits, 8-bit head, 8-bit keys and values read and written at the context"
+        default=None,
+        ge=0,
+        description="shared memory: weights at 1.6 bits, 8-bit head (in two planes: the high one, the low one of rows scored again), 8-bit keys and values",
     )
     bandwidth_bytes_per_second: float | None = Field(default=None, ge=0, description="of the port, after refresh")
     ceiling_tokens_per_second: float | None = Field(

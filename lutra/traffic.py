@@ -73,8 +73,10 @@ class Traffic:
         """Bytes of a pass, of all kinds."""
         return sum(self.by_kind(size).values())
 
-    def ideal(self, context: int) -> float:
-        """The least that a decoded token moves: trits at five to a byte, the 8-bit head, 8-bit values of ``context`` rows read and of one written. Scales,
-        padding and the token's embedding are not counted (as docs/kv260.md defines the ceiling)."""
+    def ideal(self, size: Size) -> float:
+        """The least that a pass of one decoded token moves: trits at five to a byte, the 8-bit head (of one in two planes the high one, and the low one of the
+        rows scored again), 8-bit values of the context's rows read and of one written. Scales, padding and the token's embedding are not counted (as
+        docs/kv260.md defines the ceiling)."""
         s = self.spec.shape
-        return s.ternary_weights / 5 + s.vocabulary * s.hidden + 2 * s.layers * s.kv_columns * (context + 1)
+        rows = (s.vocabulary + size.rescored) / 2 if self.spec.planes else s.vocabulary
+        return s.ternary_weights / 5 + rows * s.hidden + 2 * s.layers * s.kv_columns * (size.position + 2)

@@ -53,7 +53,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def timing(spec: Any, program: Any, *, prompt: int, contexts: Any) -> Timing:
+def timing(spec: Any, program: Any, *, prompt: int, contexts: Any, rescored: float = 1.0) -> Timing:
     """Ten cycles per executed instruction, one after another."""
     chunk = spec.config.chunk
     passes = [PassSize(at, min(chunk, prompt - at), at + chunk >= prompt, False) for at in range(0, prompt, chunk)]
@@ -259,6 +259,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "bitnet-0.73b", "--text", "a"], "only a shape, and this needs weights"),
         (["verilog", "--block", "vektor"], "not 'vektor'; nearest: vector"),
         (["estimate", "bitnet-0.73b", "--prompt", "4000"], "must be 1 to 2048 tokens"),
+        (["estimate", "bitnet-0.73b", "-c", "kv260-planes", "--rescored", "1.5"], "rescored must be a share of the head's rows, 0 to 1, not 1.5"),
+        (["estimate", "bitnet-0.73b", "-c", "kv260-planes", "--rescored", "nan"], "0 to 1, not nan"),
+        (["estimate", "bitnet-0.73b", "-c", "kv260", "--rescored", "0.5"], "config kv260: rescored is a choice of cores with the head in two planes"),
+        (["estimate", "gpt3-xl", "-c", "pim-gpt", "--rescored", "0.5"], "config pim-gpt: rescored is a choice of cores with the head in two planes"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
