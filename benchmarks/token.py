@@ -25,7 +25,7 @@ from lutra.mapping.catalogue import open_model
 from lutra.mapping.lower import compile_model
 from lutra.mapping.model import Matrix, Table, TernaryModel
 from lutra.progress import step
-from lutra.proofs import sizes_hash
+from lutra.proofs import Proof, sizes_hash, sources
 
 __all__ = ["CONTEXT", "PROMPT", "compiled", "full_size", "measure", "one_layer", "proof", "random_model", "run"]
 
@@ -148,6 +148,7 @@ def measure(model: str, preset: str = PRESET) -> dict[str, Any]:
         "model": model,
         "preset": preset,
         "core": sizes_hash(spec),
+        "sources": sources(),
         "context": CONTEXT,
         "prompt": PROMPT,
         "build_seconds": round(time.perf_counter() - begin, 1),
@@ -172,14 +173,15 @@ def measure(model: str, preset: str = PRESET) -> dict[str, Any]:
     return found
 
 
-def proof(result: dict[str, Any]) -> str:
+def proof(result: dict[str, Any]) -> Proof:
     """What a stored result shows, in words."""
     token, layer = result["token"], result["layer"]
     again = f", {token['rescored']:,} rows of it scored again" if "rescored" in token else ""
     parts = [
         f"a whole token at context {result['context']} ({token['layers']} layers and head{again}): {token['pass_cycles']:,} cycles as predicted, "
         f"{token['words_compared']:,} words, {token['words_mismatched']} differ",
-        f"{result['prompt']} prompt tokens through one layer: {layer['pass_cycles']:,} cycles as predicted, {layer['words_compared']:,} words, "
-        f"{layer['words_mismatched']} differ",
+        f"{result['prompt']} prompt tokens through one layer and a head of {VOCABULARY:,} tokens: {layer['pass_cycles']:,} cycles as predicted, "
+        f"{layer['words_compared']:,} words, {layer['words_mismatched']} differ",
     ]
-    return "; ".join(parts)
+    preset = "" if result["preset"] == PRESET else f" {result['preset']}"
+    return Proof(result["core"], result["sources"], f"python -m benchmarks token {result['model']}{preset}", "; ".join(parts))
