@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the tests marked soak and keeps their result as docs/results/soak-DATE.txt and .json; exits as pytest does.
 
-Arguments go to pytest; the result of some files only is called after them.
+Arguments go to pytest. A selection (``-k``, files, names of tests) is added to the newest stored result: its tests take the place of what they were there,
+each with its own date and commit, and its log stands behind the one that is there.
 """
 
 import json
@@ -10,9 +11,11 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,11 +37,40 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def selects(arguments: Sequence[str]) -> bool:
+    """Whether pytest runs only some of the tests with them."""
+    return any(argument.startswith("-k") or ".py" in argument for argument in arguments)
+
+
+def merged(stored: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A whole result with the tests of a later selection in it; what a test does not say of its own run is the whole one's."""
+    about = {key: found[key] for key in ("date", "commit", "machine", "versions") if key in ("date", "commit") or found[key] != stored[key]}
+    later = {test["test"]: test | about for test in found["tests"]}
+    kept = [later.pop(test["test"], test) for test in stored["tests"]]
+    tests = [*kept, *later.values()]
+    failed = any(test["outcome"] in ("failure", "error") for test in tests)
+    return stored | {"exit_code": found["exit_code"] or int(failed), "tests": tests}
+
+
+def keep(result: dict[str, Any], log: str, *, selection: bool) -> str:
+    """Stores a result and its log; the name of both."""
+    whole = sorted(RESULTS.glob("soak-2*.json"))
+    if selection and not result["tests"]:
+        return "nothing: no test was selected"
+    if selection and whole:
+        name = whole[-1].with_suffix("")
+        result = merged(json.loads(whole[-1].read_text(encoding="utf-8")), result)
+        log = name.with_suffix(".txt").read_text(encoding="utf-8") + log
+    else:
+        name = RESULTS / f"soak-{result['date']}"
+    name.with_suffix(".txt").write_text(log, encoding="utf-8")
+    name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return f"docs/results/{name.name}.txt and .json"
+
+
 def main() -> int:
     """Runs pytest with this script's arguments after ``-m soak``."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    parts = [Path(argument).stem.removeprefix("test_") for argument in sys.argv[1:] if argument.endswith(".py")]
-    name = RESULTS / "-".join(["soak", *parts, date.today().isoformat()])
     junit = ROOT / "build" / "soak.xml"
     junit.parent.mkdir(exist_ok=True)
     junit.unlink(missing_ok=True)
@@ -69,9 +101,7 @@ def main() -> int:
         "seconds": round(time.perf_counter() - start, 1),
         "tests": cases,
     }
-    name.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
-    name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in docs/results/{name.name}.txt and .json")
+    print(f"kept: {keep(result, ''.join(lines), selection=selects(sys.argv[1:]))}")
     return code
 
 
