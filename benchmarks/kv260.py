@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from benchmarks import tellme
 from lutra import engine
-from lutra.exploration.fit import check_fit
+from lutra.exploration.fit import Fit, check_fit
 from lutra.figures import report_of
 from lutra.fpga_flows.devices import load_device
 from lutra.hls_models.errors import ConfigError
@@ -115,6 +115,13 @@ def timed(case: Case) -> dict[str, Any]:
     except ConfigError as error:
         return found | {"refused": str(error)}
     prefill, decode, facts = [], [], {}
+def fit_of(case: Case, spec: CoreSpec) -> Fit:
+    """What the core takes with room for the model's own positions."""
+    taken = check_fit(spec.model_copy(update={"shape": shape_of(case)}))
+    assert taken is not None
+    return taken[0]
+
+
     for prompt in case.prompts:
         report = report_of(spec, program, engine.timing(spec, program, prompt=prompt, contexts=[]))
         assert report.prefill is not None
@@ -140,9 +147,7 @@ def timed(case: Case) -> dict[str, Any]:
                 "bytes_by_kind": report.memory.bytes_by_kind,
             }
         )
-    taken = check_fit(spec)
-    assert taken is not None
-    fit = taken[0]
+    fit = fit_of(case, spec)
     return (
         found
         | facts
@@ -177,10 +182,9 @@ def planes() -> list[dict[str, Any]]:
     """Decoding with the head in two planes, by model, context and share of the rows that are scored again."""
     found = []
     for model in MODELS:
-        spec = core(Case("planes", PLANES, model), PLANES)
+        case = Case("planes", PLANES, model)
+        spec = core(case, PLANES)
         program = engine.compile_program(spec.shape, spec.config)
-        taken = check_fit(spec)
-        assert taken is not None
         points = []
         for context in CURVE_CONTEXTS:
             for share in SHARES:
@@ -195,7 +199,7 @@ def planes() -> list[dict[str, Any]]:
                         "bytes": report.memory.bytes_per_token,
                     }
                 )
-        fit = taken[0]
+        fit = fit_of(case, spec)
         resources = {kind: round(fit.used[kind], 1) for kind in KINDS}
         about = {"model": model, "core": sizes_hash(spec), "resources": resources, "fits": not fit.excess}
         found.append({**about, "vocabulary": spec.shape.vocabulary, "points": points})

@@ -38,6 +38,10 @@ def _ours(value: float, form: str, how: str = "predicted") -> str:
     return f"**{value:{form}}** ({how})"
 
 
+def _count(kind: str, used: float) -> str:
+    return f"{used:,.1f}" if kind == "bram36" else f"{used:,.0f}"
+
+
 def _how(found: Row, run: Row | None) -> str:
     """How a token's cycles are known: from the RTL only where this very token ran there, in as many."""
     if run is None or (found["context"], found["cycles"]) != (run["context"], run["token"]["pass_cycles"]):
@@ -75,7 +79,7 @@ def _versus(result: Row, model: str, runs: Mapping[str, Row]) -> str:
         rows.append(line(f"time to first token of {prompt:,}, s", own, (cell(d.ttft.get(prompt), ".2f") for d in designs)))
     rows.append(line("bits moved per useful weight", _ours(ours["bits_per_weight"], ".3f", "counted"), (cell(d.bits_per_weight, ".3f") for d in designs)))
     for kind, name in LUTS.items():
-        own = f"**{ours['resources'][kind]:,.0f}** (predicted: fitted model)"
+        own = f"**{_count(kind, ours['resources'][kind])}** (predicted: fitted model)"
         rows.append(line(name, own, (cell(d.resources.get(kind), ",.1f" if kind == "bram36" else ",.0f") for d in designs)))
     rows.append(line("power, W", "— (no measured source)", (cell(d.watts, ".2f") for d in designs)))
     head = [NAMES[model], "lutra, preset `kv260`", *(d.name for d in designs)]
@@ -159,7 +163,7 @@ def _fits(result: Row, synthesis: Row | None) -> str:
     rows = []
     for kind, name in LUTS.items():
         total = device.totals[kind]  # type: ignore[index]  # kinds of this device
-        cells = [f"{preset_of(result, m)['resources'][kind]:,.0f} ({100 * preset_of(result, m)['resources'][kind] / total:.1f} %)" for m in MODELS]
+        cells = [f"{_count(kind, preset_of(result, m)['resources'][kind])} ({100 * preset_of(result, m)['resources'][kind] / total:.1f} %)" for m in MODELS]
         rows.append([name, f"{total:,.0f}", f"{device.limit * total:,.0f}", *cells])
     text = table(["", "KV260", f"{100 * device.limit:.0f} %", *(f"core for {NAMES[m]}, fitted model" for m in MODELS)], rows)
     return text + (f"\n\n{_counted(synthesis)}" if synthesis else "")
@@ -178,6 +182,8 @@ def _counted(synthesis: Row) -> str:
                     block,
                     *_cells(found["synthesis"]),
                     levels,
+    room = " and ".join(f"{preset_of(result, m)['positions']:,}" for m in MODELS)
+    text += f"\n\nFitted here and counted below: cores with room for the models' own positions, {room}. Times beyond (`*`) are of cores with more room."
                     f"{path['nanoseconds']:.2f}",
                     f"{clock['pessimistic']} / {clock['likely']} / {clock['optimistic']}",
                 ]
