@@ -89,6 +89,15 @@ def shape_of(case: Case) -> ModelShape:
 
 
 def core(case: Case, preset: str = PRESET) -> CoreSpec:
+def row_bytes(spec: CoreSpec) -> dict[str, tuple[int, int]]:
+    """Useful and stored bytes of a row of weights (what a lookup cycle needs) and of one of keys or values."""
+    c = spec.config
+    return {
+        "weights": (-(-c.tables * c.columns * c.group // 5), c.row_beats * c.beat_bytes),
+        "keys and values": (spec.shape.head_dim, spec.kv_layout.row_bytes),
+    }
+
+
     """Its core; ConfigError where the variant is not possible for the model."""
     values = load_config(preset, CoreConfig).model_dump()
     for name, value in case.changes:
@@ -134,6 +143,7 @@ def fit_of(case: Case, spec: CoreSpec) -> Fit:
             "bandwidth": report.memory.bandwidth_bytes_per_second,
             "image_bytes": report.memory.image_bytes,
         }
+            "row_bytes": row_bytes(spec),
         decode.append(
             {
                 "context": context,

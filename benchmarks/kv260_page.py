@@ -131,6 +131,22 @@ def _bytes(result: Row) -> str:
     return table([f"megabytes of a token at context {context}", *(NAMES[m] for m in MODELS)], rows)
 
 
+def _padding(points: Iterable[Row]) -> str:
+    """Why more ports may gain little or lose: what their wider beats add to rows."""
+    told, slower = [], []
+    first: dict[str, float] = {}
+    for point in (one for one in points if "row_bytes" in one):
+        name, speed = f"{point['name']}, {NAMES[point['model']]}", point["decode"][-1]["tokens_per_second"]
+        if speed < first.setdefault(point["model"], speed):
+            slower.append(name)
+        longer = [f"{stored} bytes for {useful} of {kind}" for kind, (useful, stored) in point["row_bytes"].items() if stored > useful]
+        if longer:
+            told.append(f"{name}: rows take {' and '.join(longer)}")
+    lose = f" ({'; '.join(slower)}: slower than with the fewest)" if slower else ""
+    why = "rows are padded to wider beats, and the padding is read like everything else"
+    return f"More ports can gain little or lose{lose}: {why}. {'. '.join(told)}; elsewhere none."
+
+
 def _curves(result: Row) -> str:
     parts = []
     for curve, points in result["curves"].items():
@@ -154,7 +170,8 @@ def _curves(result: Row) -> str:
                 ]
             )
         head = [curve, "model", "GB/s", "tokens/s at 128 (share of ceiling)", "at 1,024", "time to first token of 128, s", "limited by"]
-        parts.append(table(head, rows) + ("\n\nNot possible: " + "; ".join(refused) + "." if refused else ""))
+        notes = "\n\n" + _padding(points) if curve.startswith("ports") else ""
+        parts.append(table(head, rows) + notes + ("\n\nNot possible: " + "; ".join(refused) + "." if refused else ""))
     return "\n\n".join(parts)
 
 
