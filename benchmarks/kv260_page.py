@@ -248,6 +248,26 @@ def _proof(result: Row, runs: Mapping[str, Row]) -> str:
     return "\n".join(f"- {NAMES[m]}: {_backing(preset_of(result, m)['core'], runs)}." for m in MODELS)
 
 
+def _driver(runs: Mapping[str, Row]) -> str:
+    """How fast the RTL of a whole core is simulated, from the stored runs."""
+    rows = []
+    for run in runs.values():
+        load = f"{run['load']:.2f}" if "load" in run else "not kept"
+        for name, what in (("token", "a token"), ("layer", f"{run['prompt']} tokens, one layer")):
+            one = run[name]
+            wall, used = one["cycles_per_second"], one["cycles_per_processor_second"]
+            core = f"{NAMES.get(run['model'], run['model'])}, `{run['preset']}`: {what}"
+            rows.append([core, f"{one['cycles']:,}", f"{one['rtl_seconds']:.1f}", f"{wall:,}", f"{used:,}", f"{100 * wall / used:.0f} %", load, run["date"]])
+    head = ["run", "clock cycles", "seconds", "cycles/s", "cycles per processor second", "share of a processor", "load before", "date"]
+    machines = sorted({f"{run['machine']['processor']}, {run['machine']['cores']} cores" for run in runs.values()})
+    return f"""Clock cycles of the RTL, the fetch of the program included, by wall clock: over the seconds of the simulator's process, start-up and recording
+of every boundary included (golden and cycle model and the comparison come on top); and over the processor (user) seconds of this process, which has one thread.
+Where it got much less than a whole processor the machine ({"; ".join(machines)}) had other jobs beside it, and the rate by wall clock tells
+about them, not about the driver. Load: the system's average over the minute before the run.
+
+{table(head, rows)}"""
+
+
 def tables(result: Row) -> str:
     """The figures by themselves, for the terminal."""
     return "\n\n".join(
@@ -315,6 +335,10 @@ On the RTL of the preset's cores, with room for the model's own positions, rando
 prompts are the cycle model's alone. A run is of RTL and models as they were: where either has changed since, its line says so.
 
 {_proof(result, runs)}
+
+### Speed of the simulation
+
+{_driver(runs)}
 
 ## TeLLMe v2's serial schedule on our cycle models
 

@@ -5,6 +5,7 @@ Weights are random trits, gains random around 1, scales such that every matrix k
 boundary is compared with the golden model's and the cycle model's, by windows (``lutra.cosim.windows``).
 """
 
+import os
 import resource
 import tempfile
 import time
@@ -139,10 +140,10 @@ def _figures(found: CoreRun, seconds: float, simulator: float) -> dict[str, Any]
 
 
 def measure(model: str, preset: str = PRESET) -> dict[str, Any]:
-    """A whole token at ``CONTEXT`` and ``PROMPT`` tokens through one layer."""
+    """A whole token at ``CONTEXT`` and ``PROMPT`` tokens through one layer. ``load``: the machine's, of other jobs, over the minute before."""
     spec = full_size(model, preset)
     bench = CoreBench({"core": (spec, 0)}, plain=True)
-    begin = time.perf_counter()
+    load, begin = os.getloadavg()[0], time.perf_counter()
     bench.build()
     found: dict[str, Any] = {
         "model": model,
@@ -151,6 +152,7 @@ def measure(model: str, preset: str = PRESET) -> dict[str, Any]:
         "sources": sources(),
         "context": CONTEXT,
         "prompt": PROMPT,
+        "load": round(load, 2),
         "build_seconds": round(time.perf_counter() - begin, 1),
     }
     rng = np.random.default_rng(SEED)
