@@ -183,6 +183,8 @@ def _fits(result: Row, synthesis: Row | None) -> str:
         cells = [f"{_count(kind, preset_of(result, m)['resources'][kind])} ({100 * preset_of(result, m)['resources'][kind] / total:.1f} %)" for m in MODELS]
         rows.append([name, f"{total:,.0f}", f"{device.limit * total:,.0f}", *cells])
     text = table(["", "KV260", f"{100 * device.limit:.0f} %", *(f"core for {NAMES[m]}, fitted model" for m in MODELS)], rows)
+    room = " and ".join(f"{preset_of(result, m)['positions']:,}" for m in MODELS)
+    text += f"\n\nFitted here and counted below: cores with room for the models' own positions, {room}. Times beyond (`*`) are of cores with more room."
     return text + (f"\n\n{_counted(synthesis)}" if synthesis else "")
 
 
@@ -199,8 +201,6 @@ def _counted(synthesis: Row) -> str:
                     block,
                     *_cells(found["synthesis"]),
                     levels,
-    room = " and ".join(f"{preset_of(result, m)['positions']:,}" for m in MODELS)
-    text += f"\n\nFitted here and counted below: cores with room for the models' own positions, {room}. Times beyond (`*`) are of cores with more room."
                     f"{path['nanoseconds']:.2f}",
                     f"{clock['pessimistic']} / {clock['likely']} / {clock['optimistic']}",
                 ]
@@ -372,31 +372,39 @@ would be as repetitive is an assumption.
 
 def _planes(result: Row, found: Row, runs: Mapping[str, Row]) -> str:
     """What the head in two planes moves and gains at full size."""
-    names = {0.0: "one of each 128 (bound)", 0.403: "40 % (as measured)", 1.0: "all (worst case)"}
+    told = f"measured with the shipped model, a vocabulary of {found['vocabulary']}: at full size an illustration"
+    names = {found["rescored_share"]: f"{100 * found['rescored_share']:.1f} % ({told})", 0.0: "one of each 128 (bound)", 1.0: "all (worst case)"}
     points = {(one["model"], point["context"], point["share"]): point for one in result["planes"] for point in one["points"]}
     contexts, shares = (sorted({key[place] for key in points}) for place in (1, 2))
+
+    def speed(point: Row) -> str:
+        return f"{point['tokens_per_second']:.2f} ({100 * point['fraction']:.1f} %)"
+
     rows = []
     for share in shares:
         row = [names.get(share, f"{100 * share:.0f} %")]
         for model in MODELS:
             row.append(f"{points[model, contexts[0], share]['bytes'] / 1e6:,.1f}")
-            row += [f"{points[model, context, share]['tokens_per_second']:.2f}" for context in contexts]
+            row += [speed(points[model, context, share]) for context in contexts]
         rows.append(row)
     row = ["one 8-bit table (preset `kv260`)"]
     for model in MODELS:
         decode = [_at(preset_of(result, model)["decode"], "context", context) for context in contexts]
         known = [one for one in decode if one]
-        row += [f"{known[0]['bytes'] / 1e6:,.1f}", *(f"{one['tokens_per_second']:.2f}" for one in known)]
+        row += [f"{known[0]['bytes'] / 1e6:,.1f}", *map(speed, known)]
     rows.append(row)
     head = ["rows scored again"]
-    head += [f"{NAMES[m]}: {text}" for m in MODELS for text in ("MB a token", *(f"tokens/s at {context:,}" for context in contexts))]
+    head += [f"{NAMES[m]}: {text}" for m in MODELS for text in ("MB a token", *(f"tokens/s at {context:,} (share)" for context in contexts))]
     backed = " ".join(f"{NAMES[one['model']]}: {_backing(one['core'], runs)}." for one in result["planes"])
     kinds = ", ".join(f"{NAMES[one['model']]} {one['resources']['lut']:,.0f} LUT, {one['resources']['bram36']:.1f} BRAM36" for one in result["planes"])
+    least = 100 * min(point["fraction"] for point in points.values())
     fits = "fit" if all(one["fits"] for one in result["planes"]) else "do not fit"
     return f"""The high plane of the table is read whole, the low plane only of rows that may still hold the best score; LOADER and HEAD do it in hardware.
 Preset `kv260-planes`: {kinds} by the fitted model, which {fits}. Every choice is certified to be the int8 head's.
 On {found["positions"]:,} held-out characters of `{found["model"]}` (a vocabulary of {found["vocabulary"]}) {found["same_choices"]:,} choices are the int8
 head's, {100 * found["rescored_share"]:.1f} % of the rows are scored again and {100 * found["bytes_share"]:.1f} % of the two planes' bytes are read.
+The share is of such a token's own ceiling: bandwidth over its least bytes, the high plane and the low rows scored again in place of the 8-bit head; it is
+{least:.1f} % at least.
 At full size *predicted* by the cycle model; how many rows a trained model of that size would score again is not known, and in the worst case no more bytes
 are read than of the 8-bit table. On the RTL: {backed}
 
