@@ -25,6 +25,7 @@ from lutra.inputs import (
     OnText,
     Writer,
     any_config,
+    check_drafts,
     check_length,
     compiled,
     core_config,
@@ -115,10 +116,12 @@ def cosim(
     prompt: str | None = None,
     model: str | Path | None = None,
     waves: bool = False,
+    drafts: int = 0,
     on_text: OnText | None = None,
 ) -> Report:
     """Runs a compiled model on its RTL: ``tokens`` tokens after the prompt, every word and cycle compared; report.json and trace.json go to the run.
 
+    ``drafts``: as many n-gram drafts at most are verified in a pass; the text stays that of greedy decoding (0).
     ``model``, the checkpoint that the run was compiled from, adds the accuracy of the hardware's arithmetic on this text beside float64.
 
     Raises
@@ -130,10 +133,11 @@ def cosim(
 
     opened = open_run(run)
     if opened.manifest.config.get("values", {}).get("target") == "pim":
-        if waves or model is not None:
-            raise ConfigError("cosim of the PIM target takes neither --waves nor --model")
+        if waves or drafts or model is not None:
+            raise ConfigError("cosim of the PIM target takes none of --waves, --drafts and --model")
         return pim_run.cosim(opened, seed=seed, tokens=tokens, prompt=DEFAULT_PROMPT if prompt is None else prompt, on_text=on_text)
     spec, program = compiled(opened)
+    check_drafts(spec.config, drafts)
     words = tokenizer(opened.path / TOKENIZER, spec.shape.vocabulary)
     text = DEFAULT_PROMPT if prompt is None else prompt
     ids = words.encode(text)
@@ -151,7 +155,7 @@ def cosim(
                 writer.token(token)
                 update(len(writer.ids), tokens)
 
-            result = engine.simulate(spec, program, ids, tokens, stop=words.stop, seed=seed, waves=waves, folder=draft.path, on_token=on_token)
+            result = engine.simulate(spec, program, ids, tokens, stop=words.stop, seed=seed, waves=waves, folder=draft.path, on_token=on_token, drafts=drafts)
         predicted = int(result.timing.end[-1])
         compared = {"words_compared": result.words_compared, "words_mismatched": result.words_mismatched}
         rtl = RtlFigures(simulated=True, **compared, cycles_predicted=predicted, cycles_measured=result.cycles_measured, mismatch=result.mismatch)

@@ -59,8 +59,7 @@ def demo(
     """A small language model, written out by simulated hardware, every word of it checked."""
     from lutra import api
 
-    found = api.demo(out, prompt=prompt, tokens=tokens, seed=seed, on_text=None if as_json else _show_text)
-    _show_report(found, out, as_json, text=True)
+    _show_report(api.demo(out, prompt=prompt, tokens=tokens, seed=seed, on_text=None if as_json else _show_text), out, as_json, text=True)
 
 
 @app.command("compile", epilog=_examples("lutra compile tiny-shakespeare --config tiny -o runs/tiny"))
@@ -82,12 +81,13 @@ def cosim(
     seed: Seed = 1,
     model: Annotated[str | None, typer.Option(help="The checkpoint that the run was compiled from: adds the arithmetic's accuracy beside float64.")] = None,
     waves: Annotated[bool, typer.Option("--waves", help="Keep a waveform (slow, large).")] = False,
+    drafts: Annotated[int, typer.Option(metavar="N", help="Drafted tokens that a pass verifies, at most; the text stays the same.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Runs a compiled model on its RTL; compares every word and every cycle with the models."""
     from lutra import api
 
-    found = api.cosim(run, seed=seed, tokens=tokens, prompt=prompt, model=model, waves=waves, on_text=None if as_json else _show_text)
+    found = api.cosim(run, seed=seed, tokens=tokens, prompt=prompt, model=model, waves=waves, drafts=drafts, on_text=None if as_json else _show_text)
     _show_report(found, run, as_json, text=True)
 
 

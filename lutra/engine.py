@@ -88,15 +88,17 @@ def timing(spec: CoreSpec, program: Program, *, prompt: int, contexts: Sequence[
 
     model = CoreTiming(spec, program, rescored=rescored)
     passes = model.run(prompt, 1)
-    return _timing(passes + model.passes([(context - 1, 1, True) for context in contexts]), len(passes), 0)
+    return _timing(passes + model.passes([(context - 1, 1, True) for context in contexts]), len(passes))
 
 
-def _timing(passes: Sequence[PassTimes], prompt_passes: int, start: int) -> Timing:
-    """Figures' form of passes of which the first ``prompt_passes`` are the prompt's; cycles counted from ``start``, the run's start pulse."""
+def _timing(passes: Sequence[PassTimes], prompt_passes: int, *, origins: Sequence[int] = (), accepted: Sequence[int] = ()) -> Timing:
+    """Figures' form of passes of which the first ``prompt_passes`` are the prompt's; the cycles of each counted from its origin (default: reset).
+    ``accepted``: tokens of the text that each of the others yields (default: one)."""
     import numpy as np
 
     from lutra.figures import PassSize, Timing
 
+    origin = np.array(origins if len(origins) else [0] * len(passes), np.int64)
     begin, done = (np.stack([getattr(one, name) for one in passes]) for name in ("begins", "dones"))
     busy: dict[str, int] = {}
     stalls: dict[str, dict[str, int]] = {}
@@ -107,10 +109,13 @@ def _timing(passes: Sequence[PassTimes], prompt_passes: int, start: int) -> Timi
             waits = stalls.setdefault(unit.name, {})
             for reason, clocks in reasons.items():
                 waits[reason] = waits.get(reason, 0) + clocks
-    sizes = tuple(PassSize(one.position, one.tokens, one.last, number >= prompt_passes, one.rescored) for number, one in enumerate(passes))
-    begin, done = (np.where(cycles < 0, -1, cycles - start) for cycles in (begin, done))
+    yields = [*[1] * prompt_passes, *(accepted or [1] * (len(passes) - prompt_passes))]
+    sizes = tuple(
+        PassSize(one.position, one.tokens, one.last, number >= prompt_passes, one.rescored, one.serial, yields[number]) for number, one in enumerate(passes)
+    )
+    begin, done = (np.where(cycles < 0, -1, cycles - origin[:, None]) for cycles in (begin, done))
     by_pass = tuple({unit.name: clocks for unit, clocks in one.worked.items()} for one in passes)
-    return Timing(sizes, begin, done, np.array([one.end - start for one in passes], np.int64), busy, stalls, by_pass)
+    return Timing(sizes, begin, done, np.array([one.end for one in passes], np.int64) - origin, busy, stalls, by_pass)
 
 
 def simulate(
@@ -124,24 +129,41 @@ def simulate(
     waves: bool,
     folder: Path,
     on_token: Callable[[int], None],
+    drafts: int = 0,
 ) -> Simulated:
-    """The RTL in Verilator beside golden and cycle model: ``tokens`` ids after the prompt ``ids``, fewer where one of ``stop`` comes.
+    """The RTL in Verilator beside golden and cycle model: ``tokens`` ids after the prompt ``ids``, fewer where one of ``stop`` comes; with up to ``drafts``
+    drafts verified per pass, or token by token.
 
-    Logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id.
+    Logs and waves go to ``folder``; ``on_token`` is called as the RTL writes each id of the text. Cycles are those in which the core works, not the host.
     """
+    import numpy as np
+
     from lutra.cosim.core import CoreBench, Job, Turn
+    from lutra.cosim.drafted import Drafted, drafted
     from lutra.hls_models.ternary.executor import Executor
 
     bench = CoreBench({"core": (spec, program.beats)})
     bench.build(waves=waves)
-    if len(stop) > 1:  # the core stops at one token; where there are several the golden model tells how far the text goes
+    if len(stop) > 1 and not drafts:  # the core stops at one token; where there are several the golden model tells how far the text goes
         written = [done.token for done in Executor(spec, program).generate(list(ids), tokens) if done.last]
         tokens = next((n for n, token in enumerate(written, 1) if token in stop), tokens)
-    turn = Turn(ids, tokens, stop=next(iter(stop)) if len(stop) == 1 else None)
-    found = bench.check({"core": Job(program, [turn])}, folder=folder / "simulation", on_token=on_token)["core"]
-    prompt_passes = -(-len(ids) // spec.config.chunk)
-    times = _timing(found.times, prompt_passes, found.starts[0])
-    return Simulated(found.tokens, found.words_compared, found.words_mismatched, found.measured[0] if found.measured else 0, times, found.mismatch)
+    plan = Drafted([Turn(ids, tokens, stop=next(iter(stop)) if len(stop) == 1 else None)], [tokens])
+    if drafts:
+        plan = drafted(Executor(spec, program), list(ids), tokens, drafts, stop)
+    coming = iter(plan.belongs)
+
+    def on_choice(token: int) -> None:
+        if next(coming, False):
+            on_token(token)
+
+    found = bench.check({"core": Job(program, plan.turns)}, folder=folder / "simulation", on_token=on_choice)["core"]
+    text = [token for token, its in zip(found.tokens, plan.belongs, strict=False) if its]
+    # The host's clocks between two runs of the core are left out: every pass counts from where its run would begin without them.
+    starts, lengths = np.array(found.starts), np.subtract(found.ends, found.starts)
+    without = starts - np.cumsum(lengths) + lengths
+    origins = [int(without[np.searchsorted(starts, one.start) - 1]) for one in found.times]
+    times = _timing(found.times, -(-len(ids) // spec.config.chunk), origins=origins, accepted=plan.accepted[1:])
+    return Simulated(text, found.words_compared, found.words_mismatched, sum(found.measured), times, found.mismatch)
 
 
 def forward(model: Any, spec: CoreSpec, program: Program, ids: np.ndarray, update: Callable[[int, int], None]) -> tuple[np.ndarray, np.ndarray]:

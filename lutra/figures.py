@@ -34,13 +34,15 @@ __all__ = ["PassSize", "Timing", "pace_warning", "report_of", "spans"]
 @dataclass(frozen=True)
 class PassSize:
     """One pass of the program: ``tokens`` tokens from ``position``; ``last``: it ends with a choice. ``decode``: a pass after the prompt. ``rescored``: rows of
-    a head in two planes that were scored again."""
+    a head in two planes that were scored again. ``serial``: it verifies drafts, and ``yields`` tokens of the text."""
 
     position: int
     tokens: int
     last: bool
     decode: bool
     rescored: int = 0
+    serial: bool = False
+    yields: int = 1
 
     def runs(self, instruction: Instruction) -> bool:
         """Whether the pass executes the instruction."""
@@ -123,19 +125,20 @@ def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
 def _decode(passes: list[tuple[PassSize, int]], clock: float, limit: str | None, *, planes: bool) -> DecodeFigures | None:
     if not passes:
         return None
-    per_token = [cycles for _, cycles in passes]
-    mean = sum(per_token) / len(per_token)
-    context = passes[-1][0].position + 1
-    again = sum(size.rescored for size, _ in passes) / len(passes) if planes else None
-    return DecodeFigures(
-        tokens=len(per_token),
-        context=context,
+    cycles, last = [length for _, length in passes], passes[-1][0]
+    tokens = sum(size.yields for size, _ in passes)
+    mean = sum(cycles) / tokens
+    found = DecodeFigures(
+        tokens=tokens,
+        context=last.position + last.yields,
         cycles_per_token=mean,
         tokens_per_second=clock / mean,
         limit=limit,
-        per_token=per_token,
-        rescored_rows=again,
+        rescored_rows=sum(size.rescored for size, _ in passes) / len(passes) if planes else None,
     )
+    if any(size.serial for size, _ in passes):  # the tokens of a pass come together
+        return found.model_copy(update={"passes": len(passes), "tokens_per_pass": tokens / len(passes)})
+    return found.model_copy(update={"per_token": cycles})
 
 
 LIMITS = {"LOADER": "memory", "LINEAR": "lookup array", "VECTOR": "vector lanes", "ATTEND": "attention", "HEAD": "head"}
@@ -207,9 +210,10 @@ def _memory(traffic: Traffic, timing: Timing, decode: DecodeFigures | None) -> M
     stored = sum(i.fields["beats"] for i in program.instructions if i.unit is Unit.LOADER and i.fields["target"] == LoadTarget.WEIGHTS)
     sizes = [size for size in timing.passes if size.decode]
     kinds = [traffic.by_kind(size) for size in sizes]
-    by_kind = {kind: sum(one.get(kind, 0) for one in kinds) / len(sizes) for kind in dict.fromkeys(kind for one in kinds for kind in one)}
+    tokens = [replace(size, position=size.position + place, yields=1) for size in sizes for place in range(size.yields)]
+    by_kind = {kind: sum(one.get(kind, 0) for one in kinds) / len(tokens) for kind in dict.fromkeys(kind for one in kinds for kind in one)}
     per_token = sum(by_kind.values()) if sizes else None
-    ideal = sum(traffic.ideal(size) for size in sizes) / len(sizes) if sizes and config.memory else None
+    ideal = sum(traffic.ideal(one) for one in tokens) / len(tokens) if tokens and config.memory else None
     least = ideal or per_token
     ceiling = bandwidth / least if least else None
     return MemoryFigures(
@@ -251,12 +255,16 @@ def pace_warning(found: AttentionFigures, what: str) -> str | None:
 def _roofline(traffic: Traffic, timing: Timing) -> RooflineFigures:
     """Linear layers and head under the read port's slope and the lookup array's plateau."""
     c, shape = traffic.spec.config, traffic.spec.shape
+
+    def scored(size: PassSize) -> int:
+        return size.tokens if size.serial else size.last
+
     points = []
     for name, decode in (("prefill", False), ("decode", True)):
         chosen = [(size, int(cycles)) for size, cycles in zip(timing.passes, timing.lengths, strict=True) if size.decode == decode]
         cycles = sum(length for _, length in chosen)
         moved = sum(traffic.total(size) for size, _ in chosen)
         if cycles and moved:
-            products = sum(size.tokens * shape.ternary_weights + size.last * shape.vocabulary * shape.hidden for size, _ in chosen)
+            products = sum(size.tokens * shape.ternary_weights + scored(size) * shape.vocabulary * shape.hidden for size, _ in chosen)
             points.append(RooflinePoint(name=name, operations_per_byte=products / moved, operations_per_cycle=products / cycles))
     return RooflineFigures(peak_operations_per_cycle=c.tables * c.columns * c.group * c.lanes, peak_bytes_per_cycle=c.beat_bytes, points=points)

@@ -33,6 +33,7 @@ __all__ = [
     "OnText",
     "Writer",
     "any_config",
+    "check_drafts",
     "check_length",
     "compiled",
     "core_config",
@@ -165,6 +166,14 @@ def tokenizer(source: Path, vocabulary: int) -> "Tokenizer":
     from lutra.mapping.tokenizer import Tokenizer
 
     return Tokenizer.load(source.parent if source.is_file() else source, vocabulary)
+
+
+def check_drafts(config: CoreConfig, drafts: int) -> None:
+    """Refuses more drafts than a core verifies beside the newest token."""
+    most = config.draft_lanes - 1
+    if not 0 <= drafts <= most:
+        hint = "" if most else "; compile with more, as preset tiny-drafts has"
+        raise ConfigError(f"drafts must be 0 to {most} (config {config.name} has draft_lanes {config.draft_lanes}), not {drafts}{hint}")
 
 
 def check_length(context: int, prompt: int, tokens: int) -> None:

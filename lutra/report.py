@@ -86,6 +86,7 @@ LINES = (
     Line("Decode", "decode.context", "context of the last", _whole),
     Line("Decode", "decode.cycles_per_token", "cycles per token", _short, True),
     Line("Decode", "decode.tokens_per_second", "tokens per second", _short, True),
+    Line("Decode", "decode.tokens_per_pass", "tokens per verified pass", _short, True),
     Line("Decode", "decode.limit", "limited by"),
     Line("Decode", "decode.rescored_rows", "rows of the head scored again", _whole),
     Line("Attention", "attention.group", "query heads per KV head", _whole),

@@ -53,6 +53,8 @@ class DecodeFigures(Figures):
     rescored_rows: float | None = Field(
         default=None, ge=0, description="rows of a head in two planes that a token scores again, mean; assumed where no RTL ran"
     )
+    passes: int | None = Field(default=None, ge=1, description="with drafts: serial passes that made the tokens")
+    tokens_per_pass: float | None = Field(default=None, ge=1, description="with drafts: mean of the text's tokens that a pass yields")
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:

@@ -23,7 +23,8 @@ WRITTEN = "keys and values written"
 
 
 class Size(Protocol):
-    """A pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice; ``rescored``: rows of a head in two planes that are scored again."""
+    """A pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice; ``serial``: it verifies drafts; ``rescored``: rows of a head in two planes
+    that are scored again."""
 
     @property
     def position(self) -> int: ...
@@ -33,6 +34,8 @@ class Size(Protocol):
     def last(self) -> bool: ...
     @property
     def rescored(self) -> int: ...
+    @property
+    def serial(self) -> bool: ...
 
 
 class Traffic:
@@ -47,14 +50,14 @@ class Traffic:
             return 0
         f = instruction.fields
         if f["mode"] == LoadMode.TILES:
-            return self._tiles(size.tokens, size.position) * self.program.beat_bytes
+            return self._tiles(size) * self.program.beat_bytes
         if f["target"] == LoadTarget.PLANES and self.spec.planes:
             return (f["beats"] + size.rescored * self.spec.planes.row_beats) * self.program.beat_bytes
         return f["beats"] * self.program.beat_bytes * (1 if f["mode"] == LoadMode.DIRECT else size.tokens)
 
-    def _tiles(self, tokens: int, position: int) -> int:
+    def _tiles(self, size: Size) -> int:
         """Beats of a layer's tiles."""
-        return sum(tile.beats for tile in self.spec.kv_layout.order(0, tokens, position))
+        return sum(tile.beats for tile in self.spec.kv_layout.order(0, size.tokens, size.position, serial=size.serial))
 
     def by_kind(self, size: Size) -> dict[str, int]:
         """Bytes of a pass."""

@@ -292,6 +292,9 @@ def test_mistakes_with_a_model(model: Path, config: Path, capsys: pytest.Capture
     call(capsys, "compile", model, "-c", config, "-o", "run")
     assert "no token for '!'" in mistake(capsys, "cosim", "run", "--prompt", "a!")
     assert "must fit the context of 32; at most 30 after this prompt" in mistake(capsys, "cosim", "run", "--prompt", "abc", "--tokens", "31")
+    assert "drafts must be 0 to 0 (config small-core has draft_lanes 1), not 3; compile with more, as preset tiny-drafts has" in mistake(
+        capsys, "cosim", "run", "--drafts", "3"
+    )
     assert "shorten the prompt" in mistake(capsys, "cosim", "run", "--prompt", "a" * 40)
     assert "at least one token" in mistake(capsys, "cosim", "run", "--prompt", "")
     call(capsys, "compile", model / "config.json", "-c", config, "-o", "shape")

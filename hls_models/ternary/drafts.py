@@ -5,7 +5,7 @@ A pass takes the newest token and drafts of those behind it; the core chooses a 
 before them, so that the text is the one of greedy decoding whatever was drafted: a pass yields at least one token, at most one more than it has drafts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 __all__ = ["NgramDrafts", "accepted", "speculate"]
 
@@ -63,19 +63,19 @@ def speculate(
     verify: Callable[[list[int], int], Sequence[int]],
     drafter: NgramDrafts,
     *,
-    stop: int | None = None,
+    stop: Collection[int] = (),
 ) -> Iterator[list[int]]:
-    """The tokens behind ``first``, which a prefill of ``prompt`` chose, pass by pass, until ``count`` are there (``first`` included) or ``stop`` came.
+    """The tokens behind ``first``, which a prefill of ``prompt`` chose, pass by pass, until ``count`` are there (``first`` included) or one of
+    ``stop`` came.
 
     ``verify(ids, position)`` makes a serial pass of the newest token and the drafts behind it and returns the choice for each.
     """
     drafter.extend([*prompt, first])
     newest, position, written = first, len(prompt), 1
-    while written < count and newest != stop:
+    while written < count and newest not in stop:
         drafts = drafter.propose(min(lanes - 1, count - written - 1))
         tokens = accepted(drafts, verify([newest, *drafts], position))
-        if stop in tokens:
-            tokens = tokens[: tokens.index(stop) + 1]
-        yield tokens
+        end = next((place for place, token in enumerate(tokens, 1) if token in stop), len(tokens))
+        yield (tokens := tokens[:end])
         drafter.extend(tokens)
         newest, position, written = tokens[-1], position + len(tokens), written + len(tokens)

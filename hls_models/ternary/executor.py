@@ -5,7 +5,7 @@ It reads the memory image and the decoded instructions, nothing else of the mode
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -41,7 +41,8 @@ KEPT_BYTES = 1 << 30
 
 @dataclass
 class Pass:
-    """One pass: ``tokens`` tokens from ``position``; ``last``: it ends with a choice. ``token``: the choice; ``best``: (ids, fp32 scores), best first.
+    """One pass: ``tokens`` tokens, ``ids``, from ``position``; ``last``: it ends with a choice. ``token``: the choice; ``best``: (ids, fp32
+    scores), best first.
 
     ``serial``: every token attends alone and gets a choice, in ``choices``; ``token`` and ``best`` are the last one's. ``accepted``: of a pass that
     verified drafts, the choices that belong to the text.
@@ -54,6 +55,7 @@ class Pass:
     tokens: int
     last: bool
     serial: bool = False
+    ids: list[int] = field(default_factory=list)
     token: int | None = None
     choices: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -166,8 +168,9 @@ class Executor:
             raise ModelError(f"a serial pass takes at most draft_lanes = {self.spec.config.draft_lanes} tokens, not {len(ids)}")
         return self.run_pass(ids, position, True, serial=True, record=record)
 
-    def speculate(self, prompt: list[int], count: int, drafter: NgramDrafts, *, stop: int | None = None) -> Iterator[Pass]:
-        """As ``generate``, with serial passes that verify drafts: ``accepted`` of all passes is the text, at most ``count`` tokens."""
+    def speculate(self, prompt: list[int], count: int, drafter: NgramDrafts, *, drafts: int | None = None, stop: Collection[int] = ()) -> Iterator[Pass]:
+        """As ``generate``, with serial passes that verify up to ``drafts`` drafts (default: as many as the core takes): ``accepted`` of all passes is the
+        text, at most ``count`` tokens."""
         for done in self.generate(prompt, 1):
             done.accepted = done.choices
             yield done
@@ -179,7 +182,8 @@ class Executor:
 
         assert done.token is not None
         room = self.spec.shape.context - len(prompt) + 1
-        for tokens in speculate(prompt, done.token, min(count, room), self.spec.config.draft_lanes, verify, drafter, stop=stop):
+        lanes = self.spec.config.draft_lanes if drafts is None else drafts + 1
+        for tokens in speculate(prompt, done.token, min(count, room), lanes, verify, drafter, stop=stop):
             verified[-1].accepted = tokens
             yield verified[-1]
 
@@ -197,7 +201,7 @@ class Executor:
 
     def run_pass(self, ids: list[int], position: int, last: bool, *, serial: bool = False, record: bool | Sink = False, scores: bool = False) -> Pass:
         """One pass over ``ids`` at ``position``; ``record``: payload words go to this sink, or into the ``Pass``."""
-        self._pass = Pass(position, len(ids), last, serial)
+        self._pass = Pass(position, len(ids), last, serial, list(ids))
         self._sink: Sink | None = (self._pass.keep if record else None) if isinstance(record, bool) else record
         self._ids = np.asarray(ids, np.int64)
         self._weights: deque[tuple[int, int]] = deque()
