@@ -20,7 +20,7 @@ python -m benchmarks token MODEL [PRESET]   a whole token of a full-size shape o
                                             renews the proof that reports and docs/kv260.md name
 python -m benchmarks import                 memory and time of compiling a made-up checkpoint of 2.4 G parameters (3 GB of temporary files)
 python -m benchmarks accuracy TEXT          golden model, both cache formats, beside float64 on the last tenth of the training text
-python -m benchmarks drafts TEXT            tokens per pass of n-gram drafts over greedy texts of the shipped model
+python -m benchmarks drafts TEXT            tokens per pass and per second of n-gram drafts over greedy texts of the shipped model
 python -m benchmarks planes TEXT            the head in two planes: rows scored again, bytes read
 python -m benchmarks pim_accuracy TEXT      the small GPT on banks and companion chip, and what each approximation costs, on the same text
 """

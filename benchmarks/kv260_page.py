@@ -367,6 +367,26 @@ leaves idle; the text is greedy decoding's, bit for bit. Measured over {found["t
 behind {found["texts"]} pieces of {found["prompt"]} held-out characters. At full size the cycles of a pass are the model's (*predicted*); that its text
 would be as repetitive is an assumption.
 
+{table(head, rows)}
+
+{_shipped(found)}"""
+
+
+def _shipped(found: Row) -> str:
+    """Tokens per second that the drafts give the shipped model itself, by core."""
+    lanes = list(dict.fromkeys(name for core in found["cores"] for name in core["drafted"]))
+    rows = []
+    for core in found["cores"]:
+        speed = core["memory_bytes_per_second"]
+        where = f"through one port, {speed / 1e9:.1f} GB/s" if speed else "on chip"
+        drafted = [core["drafted"].get(name) for name in lanes]
+        shown = [f"{each:,.0f} ({each / core['greedy']:.2f}x)" if each else "—" for each in drafted]
+        rows.append([f"`{core['name']}`", f"{core['clock_hz'] / 1e6:.0f} MHz", where, f"{core['greedy']:,.0f}", *shown])
+    head = ["core", "clock", "weights", "greedy, tokens/s", *(f"{name} tokens in a pass" for name in lanes)]
+    return f"""The same texts at the speed of the shipped model itself, every pass by its tokens and its place (cycle model; prompts and the host's own
+time between two passes left out). It is a small model: a token's attention, which drafts do not share, takes about as long as its weights, so that drafts
+pay little where weights are on chip, more where they come from a memory, and most at full size and short contexts, where a pass is nearly all weights.
+
 {table(head, rows)}"""
 
 

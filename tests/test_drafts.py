@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.drafts import replay
 from lutra import engine
 from lutra.cosim.core import CoreBench, Job
 from lutra.cosim.drafted import drafted
@@ -146,6 +147,12 @@ def test_the_text_of_the_rtl_is_that_of_greedy_decoding(core: tuple[CoreSpec, Pr
     lengths = [len(tokens) for tokens in passes]
     assert sum(lengths) / len(lengths) > 1.3 and max(lengths) == most + 1
     assert {len(turn.prompt) - length for turn, length in zip(plan.turns[1:], lengths, strict=True)} > {0, most}
+
+
+def test_passes_over_a_known_text_are_those_that_write_it(core: tuple[CoreSpec, Program], prompt: list[int]) -> None:
+    """What the benchmark counts cycles of."""
+    passes = [done for done in Executor(*core).speculate(prompt, 20, NgramDrafts()) if done.serial]
+    assert replay(prompt, greedy_text(core, prompt, 20), 4) == [(done.position, done.tokens, len(done.accepted)) for done in passes]
 
 
 def test_a_wrong_sum_of_a_verified_pass_is_caught(core: tuple[CoreSpec, Program], bench: CoreBench, prompt: list[int]) -> None:
