@@ -2,7 +2,7 @@
 """From the times of instructions to a report's figures: per phase, unit, layer and instruction, bytes moved and roofline."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,8 @@ def report_of(spec: CoreSpec, program: Program, timing: Timing) -> Report:
     limits = {decode: _limit(spec, timing, decode=decode) for decode in (False, True)}
     prefill = PrefillFigures(tokens=sum(size.tokens for size in prompt), cycles=prefill_cycles, seconds=seconds, limit=limits[False]) if prompt else None
     decoded = _decode(decode, clock, limits[True], planes=spec.planes is not None)
-    attention = _attention(spec, program, timing) if decoded and spec.config.memory else None
+    plain = not any(size.serial for size, _ in decode)
+    attention = _attention(spec, program, timing) if decoded and plain and spec.config.memory else None
     total = int(timing.end[-1])
     some = {"prefill": prefill, "decode": decoded, "attention": attention}
     provenance = dict.fromkeys([*(name for name, figures in some.items() if figures), "memory", "units", "layers", "instructions", "roofline"], "model")

@@ -148,7 +148,7 @@ async def registers(dut: Any) -> None:
 
     async def access(entry: Entry | None, *, write: bool) -> None:
         offset = entry.offset if entry else rng.choice([0x068, 0x0FC, 0x114, 0x11C, 0x128, 0x200, 0xFFC])
-        if entry and write and entry.name in ("RUN", "CONTROL", "TOKEN_INDEX", "BEST_INDEX", "TOKEN"):
+        if entry and write and entry.name in ("RUN", "CONTROL", "TOKEN_INDEX", "BEST_INDEX", "CHOICE_INDEX", "TOKEN"):
             return  # what these do is told apart below
         at, length = rng.choice([(0, 4), (0, 4), (0, 1), (1, 1), (2, 2), (1, 3), (3, 1), (0, 2)])
         if write:
@@ -183,7 +183,8 @@ async def registers(dut: Any) -> None:
     assert await board.write(run, 0xFFFFFFF1) == model.write(run, 0xFFFFFFF1) == OKAY
     await board.wait(SystemRegister.STATE, 1, 1)
     await everything(2)
-    for register, value in [(Register.TOKEN_INDEX, 2), (Register.TOKEN, 0x3FFFFF13), (Register.TOKEN, 5), (Register.TOKEN_INDEX, 2), (Register.BEST_INDEX, 1)]:
+    indices = [(Register.TOKEN_INDEX, 2), (Register.BEST_INDEX, 1), (Register.CHOICE_INDEX, 2)]
+    for register, value in [(Register.TOKEN_INDEX, 2), (Register.TOKEN, 0x3FFFFF13), (Register.TOKEN, 5), *indices]:
         assert await board.write(4 * register, value) == model.write(4 * register, value) == OKAY
         for entry in entries:
             await access(entry, write=False)
@@ -260,6 +261,8 @@ async def host(dut: Any) -> None:
     board = Board(dut)
     await board.start()
 
+    begun: list[int] = []
+
     class Buffer(np.ndarray):
         physical_address: int
 
@@ -290,6 +293,8 @@ async def host(dut: Any) -> None:
             return int(data)
 
         def write(self, offset: int, value: int) -> None:
+            if offset == 4 * Register.CONTROL:
+                begun.append(value)
             assert resume(board.write)(offset, value) == OKAY
 
     pynq: Any = ModuleType("pynq")
@@ -299,6 +304,11 @@ async def host(dut: Any) -> None:
     program = importlib.import_module("lutra_host")
     written = await bridge(program.main)(["lutra.bit", "memory.bin", "--ids", ",".join(map(str, PROMPT)), "--tokens", "6"])
     assert written == golden(PROMPT, 6) and len(set(written)) > 2
+    # Drafts: every pass is made of what the registers told of the one before.
+    begun.clear()
+    drafted = ["--tokens", "14", "--drafts", str(SPEC.config.draft_lanes - 1)]
+    assert await bridge(program.main)(["lutra.bit", "memory.bin", "--ids", ",".join(map(str, PROMPT)), *drafted]) == golden(PROMPT, 14)
+    assert begun[0] == 1 and begun.count(4) == len(begun) - 1 < 13 - 3
     assert json.loads(Path("model.json").read_text())["config_hash"] == f"{SPEC.hash:016x}"
     beats = [count for checked in board.checked[:PORTS] for _, count in checked.bursts]
     assert SPEC.config.memory is not None and max(beats) == SPEC.config.memory.burst_beats and len(board.checked[PORTS].bursts) > 6

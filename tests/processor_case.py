@@ -26,13 +26,15 @@ from lutra.rtl.ternary.shared_system import SharedSystem
 from lutra.rtl.verilog import emit_rtlil, from_rtlil, library_text, share_modules, spare
 
 SHAPE = ModelShape(
-    name="small", hidden=16, layers=1, heads=1, kv_heads=1, head_dim=32, ffn=16, vocabulary=30, context=24, activation="relu2", sub_norms=False, tied=False
+    name="small", hidden=64, layers=1, heads=1, kv_heads=1, head_dim=32, ffn=16, vocabulary=30, context=24, activation="relu2", sub_norms=False, tied=False
 )
 CONFIG = CoreConfig(
     name="small-shared",
     clock_hz=250e6,
     tables=2,
     columns=2,
+    lanes=3,
+    draft_lanes=3,
     vector_lanes=4,
     allow_stalls=True,
     ring_rows=256,
@@ -48,8 +50,8 @@ CONFIG = CoreConfig(
     memory=MemoryConfig(ports=2, burst_beats=8, outstanding=2, latency=16, write_latency=8),
 )
 SPEC = CoreSpec(config=CONFIG, shape=SHAPE)
-MODEL_SEED = 2
-"""Of a model whose greedy text is no single token."""
+MODEL_SEED = 4
+"""Of a model whose greedy text is no single token, and repeats itself."""
 
 
 def small_program() -> Program:

@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(run: Run, tmp_p
         api.fpga(large.path, "kv260")
     memory = MemoryConfig(ports=8, burst_beats=8, outstanding=2, latency=16, write_latency=8)
     shape = SHAPE.model_copy(update={"head_dim": 128})
-    wide = CONFIG.model_copy(update={"name": "wide", "beat_bytes": 128, "memory": memory, "max_tile_columns": 128, "rope_rows": 128})
+    wide = CONFIG.model_copy(update={"name": "wide", "draft_lanes": 1, "beat_bytes": 128, "memory": memory, "max_tile_columns": 128, "rope_rows": 128})
     many = compiled_run(tmp_path / "many", wide, compile_model(TernaryModel.random(shape, 1), wide))
     with pytest.raises(ConfigError, match=r"config wide does not fit kv260: ports 8 of 6 \(all there are\), 2 too many"):
         api.fpga(many.path, "kv260")

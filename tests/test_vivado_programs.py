@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, program: Program) -> Path:
     return path
 
 
-MODULES = ("lutra_registers", "lutra_driver", "lutra_host")
+MODULES = ("lutra_registers", "lutra_drafts", "lutra_driver", "lutra_host")
 
 
 class Board:
@@ -131,6 +131,22 @@ def test_the_host_program_from_bitstream_to_tokens(board: Board, program: Progra
     assert [value for offset, value in board.accesses if offset == run and value is not None] == [0, 0, 1, 0]
 
 
+def test_drafts_write_the_same_text_in_fewer_passes(board: Board, program: Program, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = importlib.import_module("lutra_host")
+    image, most = str(folder / "memory.bin"), SPEC.config.draft_lanes - 1
+    whole = golden(program, PROMPT, SHAPE.context)
+    for drafts, stop in ((1, None), (most, None), (most, whole[4])):
+        board.accesses.clear()
+        more = [] if stop is None else ["--stop", str(stop)]
+        written = host.main(["lutra.bit", image, "--ids", ",".join(map(str, PROMPT)), "--tokens", "99", "--drafts", str(drafts), *more])
+        assert written == (whole if stop is None else whole[: whole.index(stop) + 1])
+        begun = [value for offset, value in board.accesses if offset == 4 * Register.CONTROL and value is not None]
+        assert begun[0] == 1 and set(begun[1:]) == {4} and (stop is not None or len(begun) < len(whole) - 4)
+    for wrong in ("-1", str(most + 1)):
+        with pytest.raises(SystemExit, match=f"--drafts must be 0 to {most} on this core, not {wrong}"):
+            host.main(["lutra.bit", image, "--ids", "3", "--drafts", wrong])
+
+
 def test_what_the_image_holds_decides(board: Board, program: Program, folder: Path, tmp_path: Path) -> None:
     """Negative control: one wrong weight, other tokens."""
     host = importlib.import_module("lutra_host")
@@ -186,6 +202,11 @@ def test_the_driver(board: Board, program: Program, folder: Path) -> None:
     assert ends.best is not None and ends.activation_scale is not None
     scale = ends.activation_scale.view(np.float32)[-1]
     assert core.best() == [(int(token), float(score) * float(scale)) for token, score in zip(ends.best[0], ends.best[1].view(np.float32), strict=True)]
+    # Drafts behind an earlier turn, and how many ids a pass takes.
+    assert list(core.generate(PROMPT, 2)) == first
+    assert list(core.generate([4], 5, position=len(PROMPT) + 2, drafts=SPEC.config.draft_lanes - 1)) == tokens
+    with pytest.raises(ValueError, match=f"ids must be 1 to {SPEC.config.draft_lanes}, not 0"):
+        core.verify([], 0)
     # To the end of the context: the last token has no place in it.
     whole = golden(program, [1] * 20, 100)
     assert list(core.generate([1] * 20, 100)) == whole and len(whole) == SHAPE.context - 20 + 1

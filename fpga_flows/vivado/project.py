@@ -12,6 +12,7 @@ from lutra.fpga_flows.vivado.interfaces import CLOCK, CONTROL, INTERRUPT, RESET,
 from lutra.fpga_flows.vivado.ipxact import LIBRARY, VENDOR, component_xml
 from lutra.fpga_flows.vivado.registers import registers_python
 from lutra.hls_models.errors import ConfigError
+from lutra.hls_models.ternary import drafts
 from lutra.hls_models.ternary.control import WINDOW_BITS, c_header, control_map
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.memory import PORT_BYTES
@@ -77,6 +78,7 @@ def project_files(spec: CoreSpec, board: Board, facts: Facts, *, clock_hz: float
     names |= {"clock": CLOCK, "reset": RESET, "interrupt": INTERRUPT, "control": CONTROL, "window": 1 << WINDOW_BITS, "ip": IP}
     names |= {"clock_hz": clock_hz, "oscillator_hz": board.clock_hz, "resources": facts.resources, "tokens_per_second": facts.tokens_per_second}
     names |= {"region_bytes": region, "image_bytes": region * memory.ports, "cma_mb": -(-region * memory.ports // MEGABYTE) + 64}
+    names["draft_lanes"] = spec.config.draft_lanes
 
     def render(name: str) -> str:
         return environment.get_template(name).render(names)
@@ -95,7 +97,8 @@ def project_files(spec: CoreSpec, board: Board, facts: Facts, *, clock_hz: float
         "software/model.json": json.dumps(_model(spec, facts, clock_hz), indent=1) + "\n",
     }
     programs = {f"software/{path.name}": path.read_text() for path in sorted((HERE / "programs").glob("lutra_*.py"))}
-    return files | programs
+    # The board has no lutra: the drafts of cosim and golden model go there as they are.
+    return files | programs | {"software/lutra_drafts.py": Path(drafts.__file__).read_text()}
 
 
 def without_primitives(verilog: str, primitives: frozenset[str]) -> str:

@@ -22,6 +22,7 @@ def registers_python(spec: CoreSpec) -> str:
         f"EXPECTED_VERSION = 0x{VERSION:08X}",
         f"CONTEXT = {spec.shape.context}",
         f"BEST_COUNT = {min(spec.config.best, spec.shape.vocabulary)}",
+        f"DRAFT_LANES = {spec.config.draft_lanes}",
     ]
     entries = control_map(memory.ports)
     for entry in entries:

@@ -5,6 +5,7 @@ import struct
 import time
 
 import lutra_registers as r
+from lutra_drafts import NgramDrafts, speculate
 
 
 class DriverError(Exception):
@@ -22,6 +23,8 @@ class Accelerator:
 
     def __init__(self, mmio, *, timeout_s=60.0):
         self._mmio, self._timeout_s = mmio, timeout_s
+        self.cycles = 0
+        """Clocks of all runs that have ended: in these the core worked, not the host."""
 
     def read(self, register):
         return self._mmio.read(register)
@@ -60,24 +63,22 @@ class Accelerator:
         self.write(r.RUN, 0)
         self._wait(lambda: not self.read(r.STATE) & r.STATE_RUNNING_MASK, "does not stop")
 
-    def generate(self, prompt, count, *, position=0, stop=None):
+    def generate(self, prompt, count, *, position=0, stop=None, drafts=0):
         """Tokens behind ``prompt``, whose first token is at ``position`` (above 0: what an earlier run left there is kept), as they are chosen.
 
         At most ``count``, up to the token ``stop``, and up to the end of the context. The last one may have no place in it: it is then taken from the best.
+        ``drafts``: so many n-gram drafts at most are verified in a pass; the tokens are the same, several at a time.
 
         Raises
         ------
         DriverError : the memory answered with an error, or the core with nothing
         """
-        self.write(r.TOKEN_INDEX, position)
-        for token in prompt:
-            self.write(r.TOKEN, token)
-        self.write(r.START_POSITION, position)
-        self.write(r.PROMPT_LENGTH, len(prompt))
+        if drafts:
+            yield from self._speculate(prompt, count, position, stop, drafts)
+            return
         self.write(r.MAX_NEW, count)
         self.write(r.STOP_TOKEN, 0 if stop is None else stop | r.STOP_TOKEN_ENABLED_MASK)
-        self.write(r.INTERRUPT_STATUS, r.INTERRUPT_STATUS_DONE_MASK)
-        self.write(r.CONTROL, r.CONTROL_START_MASK)
+        self._begin(prompt, position, r.CONTROL_START_MASK)
         given = 0
         while True:
             # In this order: what is generated when the run has ended is all of it.
@@ -87,7 +88,28 @@ class Accelerator:
                 yield self._token(index)
                 given += 1
             if ended:
+                self.cycles += self.read(r.CYCLES)
                 return
+
+    def verify(self, ids, position):
+        """The choice behind each of ``ids``, the first of which is at ``position``, from one pass: what decoding them one by one would choose.
+
+        Raises
+        ------
+        ValueError : more ids than the core verifies together, or none
+        DriverError : as ``generate``
+        """
+        if not 1 <= len(ids) <= r.DRAFT_LANES:
+            raise ValueError(f"ids must be 1 to {r.DRAFT_LANES}, not {len(ids)}")
+        self._begin(ids, position, r.CONTROL_VERIFY_MASK)
+        ended = []
+        self._wait(lambda: self._progress(0, ended), "does not verify")
+        self.cycles += self.read(r.CYCLES)
+        choices = []
+        for place in range(len(ids)):
+            self.write(r.CHOICE_INDEX, place)
+            choices.append(self.read(r.CHOICE))
+        return choices
 
     def best(self):
         """[(token, logit)] of the last choice, best first: as many as the core keeps, or the vocabulary has."""
@@ -102,6 +124,23 @@ class Accelerator:
         """Clocks and passes of the last run, and clocks in which each unit worked."""
         names = [name for name in r.REGISTERS if name in ("CYCLES", "PASSES") or name.startswith("BUSY_")]
         return {name.lower(): self.read(r.REGISTERS[name][0]) for name in names}
+
+    def _speculate(self, prompt, count, position, stop, drafts):
+        (first,) = self.generate(prompt, 1, position=position)
+        yield first
+        count = min(count, r.CONTEXT - position - len(prompt) + 1)
+        stops = () if stop is None else (stop,)
+        for tokens in speculate(prompt, first, count, drafts + 1, lambda ids, at: self.verify(ids, position + at), NgramDrafts(), stop=stops):
+            yield from tokens
+
+    def _begin(self, tokens, position, control):
+        self.write(r.TOKEN_INDEX, position)
+        for token in tokens:
+            self.write(r.TOKEN, token)
+        self.write(r.START_POSITION, position)
+        self.write(r.PROMPT_LENGTH, len(tokens))
+        self.write(r.INTERRUPT_STATUS, r.INTERRUPT_STATUS_DONE_MASK)
+        self.write(r.CONTROL, control)
 
     def _progress(self, given, ended):
         if self.read(r.STATE) & r.STATE_ERROR_MASK:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pynq
 from lutra_driver import Accelerator, DriverError
+from lutra_registers import DRAFT_LANES
 
 MODEL = Path(__file__).parent / "model.json"
 CHUNK_BEATS = 1 << 16
@@ -70,7 +71,10 @@ def main(argv=None):
     parser.add_argument("--prompt", default="", help="text of the prompt")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to write, at most")
     parser.add_argument("--stop", type=int, help="token that ends the text")
+    parser.add_argument("--drafts", type=int, default=0, help="drafted tokens that a pass verifies, at most; the text stays the same")
     arguments = parser.parse_args(argv)
+    if not 0 <= arguments.drafts < DRAFT_LANES:
+        raise SystemExit(f"--drafts must be 0 to {DRAFT_LANES - 1} on this core, not {arguments.drafts}")
     model = json.loads(MODEL.read_text())
     ids, text = encode(arguments, model)
     core = open_core(arguments.bitstream, model)
@@ -79,11 +83,11 @@ def main(argv=None):
     try:
         core.start([buffer.physical_address for buffer in buffers], int(model["config_hash"], 16))
         begin, written = time.monotonic(), []
-        for token in core.generate(ids, arguments.tokens, stop=arguments.stop):
+        for token in core.generate(ids, arguments.tokens, stop=arguments.stop, drafts=arguments.drafts):
             written.append(token)
             print(text(token), end="", flush=True)
         seconds = time.monotonic() - begin
-        print(f"\n{len(written)} tokens in {seconds:.3f} s; core: {core.counters()['cycles'] / model['clock_hz']:.6f} s", file=sys.stderr)
+        print(f"\n{len(written)} tokens in {seconds:.3f} s; core: {core.cycles / model['clock_hz']:.6f} s", file=sys.stderr)
     except DriverError as error:
         raise SystemExit(f"lutra: {error}") from None
     finally:
