@@ -20,7 +20,7 @@ from lutra.exploration.fit import Fit, check_fit
 from lutra.figures import report_of
 from lutra.fpga_flows.devices import load_device
 from lutra.hls_models.errors import ConfigError
-from lutra.hls_models.load import load_config
+from lutra.hls_models.load import load_config, rule_of
 from lutra.hls_models.shape import ModelShape
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
@@ -111,7 +111,7 @@ def core(case: Case, preset: str = PRESET) -> CoreSpec:
     try:
         spec = CoreSpec(config=CoreConfig.model_validate(values), shape=shape.model_copy(update={"context": max(ROOM, shape.context)}))
     except ValidationError as error:
-        raise ConfigError(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from None
+        raise ConfigError(rule_of(error)) from None
     return spec
 
 
