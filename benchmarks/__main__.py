@@ -15,7 +15,7 @@ python -m benchmarks board                  the whole core of tiny-shakespeare o
 python -m benchmarks board_fit              fits the resource model of cores on an ECP5 to synthesis (half an hour)
 python -m benchmarks board_page             docs/ulx3s.md once more, from the newest stored figures of `board`
 python -m benchmarks minilm                 sentences through all-MiniLM-L6-v2 on pim-gpt: cosines with float32, latency (downloads 83 MB once)
-python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their longest paths (an hour)
+python -m benchmarks resources              fits the resource model to synthesis for xcup, counts the cores of kv260, their slowest paths (an hour)
 python -m benchmarks token MODEL [PRESET]   a whole token of a full-size shape on the RTL, a prompt through one layer: every word and cycle (10 min, 3 GB);
                                             renews the proof that reports and docs/kv260.md name
 python -m benchmarks import                 memory and time of compiling a made-up checkpoint of 2.4 G parameters (3 GB of temporary files)

