@@ -16,14 +16,14 @@ from lutra.fpga_flows.resources import block_netlists, measured
 from lutra.fpga_flows.yosys import version
 from lutra.hls_models.load import load_config
 from lutra.hls_models.ternary import resources as model
-from lutra.hls_models.ternary.block_features import FEATURES
+from lutra.hls_models.ternary.block_features import FEATURES, Features
 from lutra.hls_models.ternary.block_memories import MEMORIES
 from lutra.hls_models.ternary.config import CoreConfig
 from lutra.hls_models.ternary.core import CoreSpec
 from lutra.hls_models.ternary.resources import DATA, FITTED, KINDS, Resources, block_configs, block_resources, counted
 from lutra.mapping.catalogue import open_model
 
-__all__ = ["fit", "measure"]
+__all__ = ["check_samples", "fit", "measure", "non_negative"]
 
 CORES = [(preset, shape) for preset in ("kv260", "kv260-planes") for shape in ("bitnet-0.73b", "bitnet-2b4t")]
 CLOCK_HZ = 250e6
@@ -49,32 +49,62 @@ def _targets(block: str, config: Any) -> tuple[Resources, dict[str, float]]:
     return found, {"logic": found.lut - found.lutram, "shift": max(0.0, found.lutram - rams.lutram), "ff": found.ff, "dsp": found.dsp}
 
 
-def _non_negative(rows: np.ndarray, values: np.ndarray, sweeps: int = 20_000) -> np.ndarray:
-    """Least squares with coefficients of at least zero: coordinate descent on the normal equations."""
-    gram, right = rows.T @ rows, rows.T @ values
-    found = np.zeros(rows.shape[1])
-    for _ in range(sweeps):
-        before = found.copy()
-        for i in np.flatnonzero(gram.diagonal() > 0):
-            found[i] = max(0.0, found[i] + (right[i] - gram[i] @ found) / gram[i, i])
-        if np.abs(found - before).max() <= 1e-9 * max(1.0, np.abs(found).max()):
+def non_negative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Least squares with coefficients of at least zero (Lawson and Hanson, Solving Least Squares Problems, chapter 23)."""
+    found, free = np.zeros(rows.shape[1]), np.zeros(rows.shape[1], bool)
+    for _ in range(3 * len(found)):
+        slope = np.where(free, 0, rows.T @ (values - rows @ found))
+        if slope.max() <= 1e-9:
             break
+        free[slope.argmax()] = True
+        while True:
+            wanted = np.zeros_like(found)
+            wanted[free] = np.linalg.lstsq(rows[:, free], values, rcond=None)[0]
+            below = free & (wanted <= 0)
+            if not below.any():
+                found = wanted
+                break
+            found += (wanted - found) * (found[below] / (found[below] - wanted[below])).min()  # up to the first that would change its sign
+            free &= found > 1e-12
+            found[~free] = 0
     return found
+
+
+def check_samples() -> None:
+    """Whether a fit can tell every feature's share, and is held against what it has not seen.
+
+    Raises
+    ------
+    ValueError
+        Samples of a block have too little between them, or a held-out configuration is a sample in all that the model sees of it.
+    """
+    for block, samples in SAMPLES.items():
+        seen = [FEATURES[block](config) for config in samples]
+        rank = np.linalg.matrix_rank(_matrix(seen)[0])
+        if rank < len(seen[0]):
+            raise ValueError(f"samples of {block} must tell its {len(seen[0])} features apart, not {rank} of them")
+        if known := [config for config in HELD_OUT[block] if FEATURES[block](config) in seen]:
+            raise ValueError(f"held-out configurations of {block} must differ from its samples, not be {known[0]}")
+
+
+def _matrix(features: list[Features]) -> tuple[np.ndarray, np.ndarray]:
+    """A row for each configuration, columns scaled to 1 at most, and the scales."""
+    rows = np.array([list(one.values()) for one in features], np.float64)
+    scale = np.maximum(np.abs(rows).max(axis=0), 1e-9)
+    return rows / scale, scale
 
 
 def fit(block: str) -> dict[str, dict[str, float]]:
     """Coefficients of a block over its samples: relative errors are squared, so that small blocks count as much as large ones."""
     targets = [_targets(block, config)[1] for config in SAMPLES[block]]
     features = [FEATURES[block](config) for config in SAMPLES[block]]
-    names = list(features[0])
-    matrix = np.array([[one[name] for name in names] for one in features], np.float64)
+    matrix, scale = _matrix(features)
     out: dict[str, dict[str, float]] = {}
     for kind in FITTED:
         wanted = np.array([target[kind] for target in targets])
         weight = 1 / (wanted + 0.02 * max(1.0, wanted.max()))
-        scale = np.maximum(np.abs(matrix).max(axis=0), 1e-9)
-        found = _non_negative(matrix / scale * weight[:, None], wanted * weight) / scale
-        out[kind] = {name: float(f"{value:.6g}") for name, value in zip(names, found, strict=True) if value > 0}
+        found = non_negative(matrix * weight[:, None], wanted * weight) / scale
+        out[kind] = {name: float(f"{value:.6g}") for name, value in zip(features[0], found, strict=True) if value > 0}
     return out
 
 
@@ -135,6 +165,7 @@ def _core(preset: str, shape: str, limit: float, totals: dict[str, float]) -> di
 
 def measure() -> dict[str, Any]:
     """Fits, stores the coefficients where the model reads them, and counts the cores; hours without a cache, a minute with it."""
+    check_samples()
     blocks = {block: fit(block) for block in SAMPLES}
     by_block = {block: _errors(block, blocks[block], HELD_OUT[block]) for block in SAMPLES}
     errors = {"all": _statistics([one for found in by_block.values() for one in found]), **{block: _statistics(found) for block, found in by_block.items()}}

@@ -45,14 +45,12 @@ def _linear(c: TlmmConfig) -> Features:
     return {
         "one": 1,
         "leaf_bits": sums * c.tables * c.value_bits,
-        "pair_bits": sums * pairs * (c.value_bits + 1),
         "pair_register_bits": sums * pairs * (c.value_bits + 1) * (c.tree == "lut"),
         "upper_bits": sums * upper * (c.tree == "lut"),
         "blocks": c.columns * -(-c.lanes // 2) * (c.tables - 1 - pairs) * (c.tree == "dsp"),
         "root_bits": sums * c.sum_bits * c.half_tables,
         "accumulator_bits": sums * c.accumulator_bits,
         "drain_bits": c.columns * c.accumulator_bits * -(-(c.lanes - 1) // 3),
-        "tables": c.tables,
         "build_bits": c.tables * c.lanes * c.value_bits,
         "index_bits": c.row_bits,
         "word_bits": c.block * c.activation_bits,
@@ -62,19 +60,16 @@ def _linear(c: TlmmConfig) -> Features:
 
 
 def _weights(c: WeightPathConfig) -> Features:
-    return {"one": 1, "bytes": -(-c.row_trits // TRITS_PER_BYTE), "beat_bytes": c.beat_bytes, "groups": c.tables * c.columns, "row_bits": c.row_bits}
+    held = c.row_bytes if c.row_beats > 1 else -(-c.row_trits // TRITS_PER_BYTE)  # of several beats every byte is shifted through
+    return {"one": 1, "bytes": held, "beat_bytes": c.beat_bytes, "row_bits": c.row_bits, "lanes": c.lanes}
 
 
 def _vector(c: VectorConfig) -> Features:
-    address = (c.max_tokens * c.max_columns // c.lanes).bit_length()
     return {
         "one": 1,
         "lanes": c.lanes,
         "silu_lanes": c.lanes // 2 * (c.activation == "silu"),
-        "tree_adders": c.lanes - 1,
         "dividers": c.dividers,
-        "integer_bits": c.lanes * c.accumulator_bits,
-        "address_bits": address,
         "fp16_lanes": c.lanes * (c.kv_format == "fp16"),
     }
 
@@ -90,9 +85,6 @@ def _attention(c: AttentionConfig) -> Features:
         "registered_products": c.head_dim * int8 * (not blocks),
         "adder_bits": (scores + sums * (not blocks)) * int8,
         "float_products": 0 if int8 else c.key_lanes,
-        "row_bits": c.row_bits,
-        "queue_bits": c.head_beats * c.vector_lanes,
-        "address_bits": (c.max_tokens * c.heads).bit_length() + c.context.bit_length(),
     }
 
 
@@ -106,7 +98,6 @@ def _head(c: HeadConfig) -> Features:
         "single_products": c.beat_bytes * single,
         "pair_products": c.beat_bytes * pairs,
         "tree_bits": single * adder_bits(c.beat_bytes, 16) + pairs * packed,
-        "code_bits": 8 * c.beat_bytes * c.lanes,
         "lanes": c.lanes,
         "best": c.best,
         "beat_bytes": c.beat_bytes,
@@ -134,7 +125,8 @@ def _control(spec: CoreSpec) -> Features:
 
 def _memory(spec: CoreSpec) -> Features:
     layout = spec.kv_layout
-    return {"one": 1, "ports": layout.beat_bytes // PORT_BYTES, "beat_bits": 8 * layout.beat_bytes, "row_bits": 8 * layout.head_dim}
+    least, most = sorted((layout.beat_bytes, layout.head_dim))
+    return {"one": 1, "ports": layout.beat_bytes // PORT_BYTES, "row_bits": 8 * layout.head_dim, "crossing_bits": 8 * least * (most % least > 0)}
 
 
 FEATURES: Mapping[str, Callable[[Any], Features]] = {
