@@ -117,7 +117,7 @@ def core(case: Case, preset: str = PRESET) -> CoreSpec:
 
 def fit_of(case: Case, spec: CoreSpec) -> Fit:
     """What the core takes with room for the model's own positions."""
-    taken = check_fit(spec.model_copy(update={"shape": shape_of(case)}))
+    taken = check_fit(CoreSpec(config=spec.config, shape=shape_of(case)))
     assert taken is not None
     return taken[0]
 
