@@ -35,6 +35,8 @@ from lutra.mapping.lower import compile_model
 from lutra.mapping.model import TernaryModel
 from lutra.rtl.board.clocks import RESET_CLOCKS
 from lutra.rtl.board.top import BlockPins, BoardTop
+from lutra.rtl.ternary.tlmm import Tlmm
+from lutra.rtl.verilog import emit_rtlil
 from lutra.runs import Run, create_run, open_run
 
 
@@ -281,6 +283,16 @@ def test_clocks_of_a_pll(wanted: float) -> None:
     assert 400e6 <= found.oscillator_hz <= 800e6 and found.input_hz / found.reference >= 10e6
     with pytest.raises(ConfigError, match=r"clock of 1e\+06 Hz must be one that a PLL makes from 2.5e\+07 Hz, 3.125 to 400 MHz; nearest: 3.1"):
         pll_settings(25e6, 1e6)
+
+
+@pytest.mark.parametrize(("family", "kept"), [("ecp5", True), ("ice40", False)])
+def test_lut_ram_is_asked_of_families_that_have_it(family: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lutra.fpga_flows import flow
+
+    given: dict[str, bytes] = {}
+    monkeypatch.setattr(flow, "run_step", lambda step, program, arguments, inputs, products: given.update(inputs) or tmp_path)
+    flow.map_netlist(emit_rtlil(Tlmm(config=CoreSpec(config=CONFIG, shape=SHAPE).tlmm), "top"), family, clock_hz=12e6)
+    assert (b'ram_style "distributed"' in given["design.il"]) == kept
 
 
 def test_a_path_lies_in_the_module_of_both_ends() -> None:
