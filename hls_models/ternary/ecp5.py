@@ -47,11 +47,16 @@ def features(spec: CoreSpec) -> dict[str, dict[str, float]]:
     return out
 
 
-def block_predictions(spec: CoreSpec, family: str) -> dict[str, dict[str, float]]:
-    """Places of look-up tables, flip-flops and, on an ECP5, RAM by block. The tables of an iCE40, for which nothing is fitted, have four inputs too."""
+def block_predictions(spec: CoreSpec, family: str, fit: Mapping[str, Any] | None = None) -> dict[str, dict[str, float]]:
+    """Places of look-up tables, flip-flops and, on an ECP5, RAM by block. The tables of an iCE40, for which nothing is fitted, have four inputs too.
+
+    Parameters
+    ----------
+    fit : what ``stored`` returns, or another
+    """
     out = {}
     for block, one in features(spec).items():
-        ratios = stored()["blocks"][block]
+        ratios = (stored() if fit is None else fit)["blocks"][block]
         out[block] = {"lut": ratios["logic"] * one["logic"], "ff": ratios["ff"] * one["ff"]}
         if family == "ecp5":
             out[block] = {"lut": out[block]["lut"] + one["ram"], "ff": out[block]["ff"], "bram18": one["bram18"]}
@@ -64,14 +69,13 @@ def board_resources(spec: CoreSpec, beats: int, fit: Mapping[str, Any] | None = 
     Parameters
     ----------
     beats : of the program
-    fit : what ``stored`` returns, or another
+    fit : as for ``block_predictions``
     """
-    fit = stored() if fit is None else fit
-    found = features(spec)
-    ratios = fit["blocks"]
+    beside = (stored() if fit is None else fit)["beside"]
+    blocks = block_predictions(spec, "ecp5", fit).values()
     program, cache = block_ram("ecp5", 8 * spec.config.beat_bytes, beats), block_ram("ecp5", spec.attention.row_bits, spec.attention.rows)
     return {
-        "lut": fit["beside"]["logic"] + sum(ratios[block]["logic"] * one["logic"] + one["ram"] for block, one in found.items()),
-        "ff": fit["beside"]["ff"] + sum(ratios[block]["ff"] * one["ff"] for block, one in found.items()),
-        "bram18": program["DP16KD"] + cache["DP16KD"] + sum(one["bram18"] for one in found.values()),
+        "lut": beside["logic"] + sum(one["lut"] for one in blocks),
+        "ff": beside["ff"] + sum(one["ff"] for one in blocks),
+        "bram18": program["DP16KD"] + cache["DP16KD"] + sum(one["bram18"] for one in blocks),
     }
